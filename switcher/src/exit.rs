@@ -1,0 +1,83 @@
+//! Why the processor stopped running guest code.
+
+use crate::address::GuestVirt;
+use iced_x86::Instruction;
+
+/// A processor exception that guest code raised.
+///
+/// For a fault, eip is at the instruction and nothing of it has happened; for a trap (#DB, #BP,
+/// #OF) eip is behind it (SDM volume 3, section "Exception Classifications").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exception {
+    /// Vector 0..=31.
+    pub vector: u8,
+    /// The error code, for the vectors that have one.
+    pub error: Option<u32>,
+    /// For #PF the address that faulted, otherwise 0.
+    pub address: GuestVirt,
+}
+
+impl Exception {
+    /// An exception without error code.
+    #[must_use]
+    pub const fn plain(vector: u8) -> Self {
+        Self { vector, error: None, address: GuestVirt(0) }
+    }
+
+    /// An exception with an error code.
+    #[must_use]
+    pub const fn with_error(vector: u8, error: u32) -> Self {
+        Self { vector, error: Some(error), address: GuestVirt(0) }
+    }
+
+    /// #DE, divide error.
+    pub const DIVIDE: Self = Self::plain(0);
+    /// #UD, invalid opcode.
+    pub const INVALID_OPCODE: Self = Self::plain(6);
+    /// #NM, device not available.
+    pub const NO_FPU: Self = Self::plain(7);
+
+    /// #NP, segment not present.
+    #[must_use]
+    pub const fn not_present(selector: u16) -> Self {
+        Self::with_error(11, (selector & !3) as u32)
+    }
+
+    /// #SS, stack fault.
+    #[must_use]
+    pub const fn stack(selector: u16) -> Self {
+        Self::with_error(12, (selector & !3) as u32)
+    }
+
+    /// #GP, general protection.
+    #[must_use]
+    pub const fn protection(selector: u16) -> Self {
+        Self::with_error(13, (selector & !3) as u32)
+    }
+}
+
+impl From<crate::environment::PageFault> for Exception {
+    fn from(fault: crate::environment::PageFault) -> Self {
+        Self { vector: 14, error: Some(fault.error), address: fault.address }
+    }
+}
+
+/// Why [`Vcpu::run`](crate::Vcpu::run) came back. The guest's state is exact in every case.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Exit {
+    /// `int n` (not int3 or into, which are exceptions 3 and 4). eip is behind the instruction,
+    /// which is two bytes long (plus prefixes).
+    SoftwareInterrupt(u8),
+    /// Guest code raised an exception.
+    Exception(Exception),
+    /// An instruction whose meaning is the embedder's business: cli, sti, pushf, popf, iret, in, out, ins, outs,
+    /// hlt, cpuid, lgdt, sgdt and kin, lldt, ltr, str, sldt, lmsw, smsw, clts, mov to and from control and debug registers,
+    /// rdmsr, wrmsr, rdpmc, invlpg, wbinvd, invd, sysenter, sysexit. eip is *at* the instruction; the embedder moves it.
+    Privileged(Instruction),
+    /// Somebody called [`Kicker::kick`](crate::Kicker::kick), or the alarm rang.
+    Kicked,
+    /// A store to the watched range was made while something was pending; eip is behind it.
+    Watched,
+    /// A correct instruction that this version can't run (16-bit code, say). eip is at it.
+    Unsupported(Instruction),
+}
