@@ -1,0 +1,64 @@
+# What people type. Each target does whatever it needs first, so that any of them works in a fresh clone.
+#
+#   make            builds everything: the guest's kernel and, around it, target/release/lguest
+#   make run        boots the bundled guest to a prompt, with BusyBox in its initrd
+#   make test       runs every test, examples in the documentation included
+#   make bench      prints how fast it is, beside the same thing done natively
+#   make docs       the API documentation, and the book where mdbook is installed
+#   make fuzz       throws random input at what reads a guest's or a user's bytes (FUZZ_SECONDS each)
+#   make check      formatting and lints, as CI runs them
+#   make clean      forgets everything that was built
+
+CARGO        ?= cargo
+MEMORY       ?= 64M
+FUZZ_SECONDS ?= 60
+# Cargo's own variable moves the command; recipes follow it.
+TARGET       := $(or $(CARGO_TARGET_DIR),target)
+
+LGUEST := $(TARGET)/release/lguest
+INITRD := build/initrd.cpio
+
+.PHONY: all run test bench docs fuzz check setup guest initrd command clean
+
+all: command
+
+# Installs what is missing, or says what to install. Quick when there is nothing to do.
+setup:
+	@setup/setup.sh
+
+# The guest's kernel, build/kernel.elf: compiled for another processor, in a workspace of its own.
+guest: setup
+	@setup/build-guest.sh
+
+# The guest's files, $(INITRD): a cpio archive with a static 32-bit BusyBox.
+initrd: setup
+	@setup/build-initrd.sh
+
+command: guest
+	@$(CARGO) build --release --package lguest --bin lguest
+
+run: command initrd
+	@$(LGUEST) run --memory $(MEMORY) --initrd $(INITRD)
+
+test: guest initrd
+	$(CARGO) test --workspace
+
+bench: guest initrd
+	@$(CARGO) bench --package lguest --bench first_light
+
+docs: guest
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	@if command -v mdbook >/dev/null; then mdbook build docs; \
+	else echo "The book was left out: mdbook isn't installed (cargo install mdbook)."; fi
+
+fuzz: guest
+	LGUEST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release --workspace -- --nocapture fuzz
+
+check: guest
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	setup/check-guest.sh
+
+clean:
+	rm -rf build docs/book kernel/target
+	$(CARGO) clean
