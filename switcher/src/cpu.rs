@@ -1,0 +1,256 @@
+//! The processor's state as Rust sees it: registers, segments, and the flags that are virtual.
+//!
+//! The flags register is split. The arithmetic flags and DF live in the host's own flags while
+//! guest code runs; TF, IF, IOPL, NT, RF, VM, AC and ID are kept here, because translated code must never
+//! change the host's. [`Cpu::eflags`] puts the two halves together.
+
+use crate::frame::{Frame, POISON, SegmentSlot};
+
+/// CF, PF, AF, ZF, SF, DF and OF: the flags that translated code changes by itself.
+pub const LIVE_FLAGS: u32 = 0x0cd5;
+/// TF, single step.
+pub const TF: u32 = 1 << 8;
+/// IF, interrupts enabled.
+pub const IF: u32 = 1 << 9;
+/// IOPL, two bits.
+pub const IOPL: u32 = 3 << 12;
+/// NT, nested task.
+pub const NT: u32 = 1 << 14;
+/// RF, resume.
+pub const RF: u32 = 1 << 16;
+/// VM, virtual-8086 mode.
+pub const VM: u32 = 1 << 17;
+/// AC, alignment check.
+pub const AC: u32 = 1 << 18;
+/// ID, CPUID is there.
+pub const ID: u32 = 1 << 21;
+/// All flags that are kept virtually.
+pub const VIRTUAL_FLAGS: u32 = TF | IF | IOPL | NT | RF | VM | AC | ID;
+
+/// The general registers, numbered as instructions encode them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Gpr {
+    Eax,
+    Ecx,
+    Edx,
+    Ebx,
+    Esp,
+    Ebp,
+    Esi,
+    Edi,
+}
+
+/// The segment registers, numbered as instructions encode them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum SegmentRegister {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+    Fs,
+    Gs,
+}
+
+/// A loaded segment: the selector and what the processor remembered of its descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Segment {
+    /// The selector, level in its low two bits.
+    pub selector: u16,
+    /// Linear address of offset 0.
+    pub base: u32,
+    /// Last valid offset (for expand-down segments, last *invalid* one), granularity applied.
+    pub limit: u32,
+    /// Access byte (bits 0–7: type, S, DPL, P) and flags (bits 12–15: AVL, L, D/B, G) as a
+    /// descriptor's second word has them, shifted right by 8. 0 for a null selector: not usable.
+    pub attributes: u16,
+}
+
+impl Segment {
+    /// The segment that `descriptor` describes (SDM volume 3, section "Segment Descriptors").
+    #[must_use]
+    pub const fn from_descriptor(selector: u16, descriptor: u64) -> Self {
+        let (low, high) = (descriptor as u32, (descriptor >> 32) as u32);
+        let raw = (low & 0xffff) | (high & 0x000f_0000);
+        let limit = if high & 1 << 23 != 0 { raw << 12 | 0xfff } else { raw };
+        let base = low >> 16 | (high & 0xff) << 16 | (high & 0xff00_0000);
+        Self { selector, base, limit, attributes: (high >> 8) as u16 & 0xf0ff }
+    }
+
+    /// A flat 4 GiB code segment at the level that `selector` names.
+    #[must_use]
+    pub const fn flat_code(selector: u16) -> Self {
+        let attributes = 0xc09b | (selector & 3) << 5;
+        Self { selector, base: 0, limit: u32::MAX, attributes }
+    }
+
+    /// A flat 4 GiB writable data segment at the level that `selector` names.
+    #[must_use]
+    pub const fn flat_data(selector: u16) -> Self {
+        let attributes = 0xc093 | (selector & 3) << 5;
+        Self { selector, base: 0, limit: u32::MAX, attributes }
+    }
+
+    /// Present code or data, so that it can be used at all.
+    #[must_use]
+    pub const fn is_usable(&self) -> bool {
+        self.attributes & 0x90 == 0x90
+    }
+
+    /// A code segment.
+    #[must_use]
+    pub const fn is_code(&self) -> bool {
+        self.attributes & 0x18 == 0x18
+    }
+
+    /// A data segment that may be written.
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
+        self.attributes & 0x1a == 0x12
+    }
+
+    /// May be read: data, or readable code.
+    #[must_use]
+    pub const fn is_readable(&self) -> bool {
+        self.attributes & 0x18 == 0x10 || self.attributes & 0x1a == 0x1a
+    }
+
+    /// A data segment whose valid offsets lie above the limit.
+    #[must_use]
+    pub const fn is_expand_down(&self) -> bool {
+        self.attributes & 0x1c == 0x14
+    }
+
+    /// 32-bit code, or a stack that uses esp (the D/B bit).
+    #[must_use]
+    pub const fn is_32bit(&self) -> bool {
+        self.attributes & 0x4000 != 0
+    }
+
+    /// The descriptor's privilege level.
+    #[must_use]
+    pub const fn dpl(&self) -> u8 {
+        (self.attributes >> 5 & 3) as u8
+    }
+
+    /// All 4 GiB may be read and written through it (wherever they start).
+    #[must_use]
+    pub const fn is_unlimited(&self) -> bool {
+        self.is_usable() && self.is_writable() && !self.is_expand_down() && self.limit == u32::MAX
+    }
+}
+
+/// One virtual processor's architectural state.
+///
+/// The x87, MMX and SSE registers aren't here: between runs they are in the host's own registers
+/// (x87, MMX) or in the frame (SSE).
+pub struct Cpu {
+    pub(crate) frame: Box<Frame>,
+    segments: [Segment; 6],
+    virtual_flags: u32,
+    cpl: u8,
+}
+
+impl Cpu {
+    pub(crate) fn new(frame: Box<Frame>) -> Self {
+        let mut cpu = Self { frame, segments: [Segment::default(); 6], virtual_flags: 0, cpl: 0 };
+        for register in [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds] {
+            cpu.set_segment(register, Segment::flat_data(0x10));
+        }
+        cpu.set_segment(SegmentRegister::Cs, Segment::flat_code(0x08));
+        cpu
+    }
+
+    /// A general register.
+    #[must_use]
+    pub fn gpr(&self, register: Gpr) -> u32 {
+        self.frame.gpr[register as usize]
+    }
+
+    /// Sets a general register.
+    pub fn set_gpr(&mut self, register: Gpr, value: u32) {
+        self.frame.gpr[register as usize] = value;
+    }
+
+    /// The instruction pointer.
+    #[must_use]
+    pub fn eip(&self) -> u32 {
+        self.frame.eip
+    }
+
+    /// Sets the instruction pointer.
+    pub fn set_eip(&mut self, eip: u32) {
+        self.frame.eip = eip;
+    }
+
+    /// The whole flags register, bit 1 set as always.
+    #[must_use]
+    pub fn eflags(&self) -> u32 {
+        self.frame.flags & LIVE_FLAGS | self.virtual_flags | 2
+    }
+
+    /// Sets all flags that exist; who may change which is the caller's business.
+    pub fn set_eflags(&mut self, eflags: u32) {
+        self.frame.flags = eflags & LIVE_FLAGS;
+        self.virtual_flags = eflags & VIRTUAL_FLAGS;
+    }
+
+    /// The current privilege level, 0..=3.
+    #[must_use]
+    pub fn cpl(&self) -> u8 {
+        self.cpl
+    }
+
+    /// A segment register.
+    #[must_use]
+    pub fn segment(&self, register: SegmentRegister) -> Segment {
+        self.segments[register as usize]
+    }
+
+    /// Sets a segment register as told, without any check. The current privilege level follows
+    /// the level of the stack segment's selector when `Ss` is set, and of the code segment's
+    /// selector when `Cs` is.
+    pub fn set_segment(&mut self, register: SegmentRegister, segment: Segment) {
+        self.segments[register as usize] = segment;
+        if matches!(register, SegmentRegister::Cs | SegmentRegister::Ss) {
+            self.cpl = (segment.selector & 3) as u8;
+        }
+        self.refresh_slots();
+    }
+
+    /// cs, ss, ds and es all start at 0 and reach to 4 GiB, so that translated code can ignore
+    /// them.
+    pub(crate) fn is_flat(&self) -> bool {
+        let data = [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds];
+        let flat = |s: Segment| s.is_unlimited() && s.base == 0 && s.is_32bit();
+        let cs = self.segment(SegmentRegister::Cs);
+        data.into_iter().all(|register| flat(self.segment(register)))
+            && (cs.base, cs.limit) == (0, u32::MAX)
+            && cs.is_usable()
+            && cs.is_code()
+            && cs.is_readable()
+            && cs.is_32bit()
+    }
+
+    /// Brings what translated code knows of the segments up to date: after a change of a segment or of the
+    /// current window.
+    pub(crate) fn refresh_slots(&mut self) {
+        let window = self.frame.window;
+        for (slot, segment) in self.frame.segments.iter_mut().zip(&self.segments) {
+            let window = if segment.is_unlimited() { window } else { POISON };
+            *slot = SegmentSlot { base: segment.base, padding: 0, window };
+        }
+    }
+
+    /// CR0.TS or CR0.EM: while set, FPU instructions raise #NM.
+    pub fn set_fpu_trap(&mut self, on: bool) {
+        self.frame.fpu_trap = u32::from(on);
+    }
+
+    /// Whether FPU instructions raise #NM.
+    #[must_use]
+    pub fn fpu_trap(&self) -> bool {
+        self.frame.fpu_trap != 0
+    }
+}

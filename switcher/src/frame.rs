@@ -1,0 +1,152 @@
+//! What translated code sees of the virtual CPU: one plain structure, reached through r15.
+//!
+//! Translated code, the assembly in `execute/crossing.rs` and the signal handler all read and write these
+//! fields by their offsets, so the layout is `repr(C)` and the offsets are taken from it, never
+//! typed in. The rest of the processor (segments' attributes, the virtual flags) is in
+//! [`crate::cpu`], which Rust alone looks at.
+//!
+//! # Registers while guest code runs
+//!
+//! | host register | holds |
+//! |---|---|
+//! | eax ecx edx ebx ebp esi edi | the guest's registers of the same names, upper halves zero |
+//! | r12d | the guest's esp, upper half zero |
+//! | r14, GS base | the window: where guest address 0 lies |
+//! | r15 | this structure |
+//! | r11 | the indirect-jump table of the current world, 4 bytes for each guest address |
+//! | r8 | start of the executable code cache |
+//! | r9, r10, r13 | scratch: dead at every guest-instruction boundary |
+//! | rsp | a real host stack: Rust's own, below `host_rsp` |
+//! | flags | the guest's arithmetic flags and DF |
+//! | x87, mm0–7, xmm0–7, MXCSR | the guest's |
+//!
+//! **The rule everything rests on**: at every guest-instruction boundary the upper halves of
+//! rax, rcx, rdx, rbx, rbp, rsi, rdi and r12 are zero.
+
+use std::mem::offset_of;
+use std::sync::atomic::AtomicU32;
+
+/// Why translated code left: the value of [`Frame::reason`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum Reason {
+    /// A direct branch to `eip` that isn't chained yet; `detail` is the branch's rel32 site (its
+    /// offset in the code cache), or 0 when it must not be chained.
+    Chain = 0,
+    /// An indirect branch to `eip` that its table doesn't know.
+    Indirect = 1,
+    /// `int n`: `detail` is n, `eip` is behind it.
+    Interrupt = 2,
+    /// An exception decided at translation time: `detail` is vector | has_error << 8 | error << 16;
+    /// `eip` is what the exception's kind asks for.
+    Exception = 3,
+    /// `eip` is at an instruction that Rust emulates or hands to the embedder; `detail` is unused.
+    Sensitive = 4,
+    /// `eip` is at an instruction whose memory operand goes through [`Frame::bounce`]; `detail` is
+    /// the cache offset of its body, to be entered when the operand has been copied in.
+    Bounce = 5,
+    /// The body has run: copy the operand out. `eip` is the instruction *itself* still.
+    BounceDone = 6,
+    /// A watched store was made while [`Frame::pending`] was set; `eip` is behind it.
+    Watched = 7,
+    /// The block was translated to stop here: after single-stepping, or for `straddle` units. `eip` is next.
+    Stop = 8,
+    /// The signal handler: a host fault at cache offset `detail`; see the fault_* fields.
+    Fault = 9,
+    /// The signal handler: preempted at a guest-instruction boundary, `eip` is that instruction.
+    Kicked = 10,
+}
+
+/// A segment as translated code uses it when it isn't known to be flat.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct SegmentSlot {
+    /// Added to the offset, in 32 bits.
+    pub(crate) base: u32,
+    pub(crate) padding: u32,
+    /// The window to use: the current one when the segment has no limit worth checking, otherwise
+    /// [`POISON`], which makes every access fault and so reach Rust.
+    pub(crate) window: u64,
+}
+
+/// Not canonical, whatever 32 bits are added: an access through it raises #GP in the host.
+pub(crate) const POISON: u64 = 0x4000_0000_0000_0000;
+
+/// Bytes of the bounce buffer: fxsave's 512, and room for an operand that starts unaligned.
+pub(crate) const BOUNCE_BYTES: usize = 640;
+
+/// The part of a virtual CPU that translated code knows.
+#[repr(C, align(64))]
+pub(crate) struct Frame {
+    /// eax, ecx, edx, ebx, esp, ebp, esi, edi: the order of the instruction encoding.
+    pub(crate) gpr: [u32; 8],
+    /// The guest's eip, valid whenever Rust runs.
+    pub(crate) eip: u32,
+    /// Arithmetic flags and DF, as the host's flags register has them. Everything else that is kept in the
+    /// guest's eflags is virtual.
+    pub(crate) flags: u32,
+    /// A [`Reason`].
+    pub(crate) reason: u32,
+    /// More about the reason.
+    pub(crate) detail: u32,
+    /// 1 while CR0.TS or EM asks for #NM: FPU instructions look at it.
+    pub(crate) fpu_trap: u32,
+    /// 1 while a watched store shall leave: the embedder's "something is pending".
+    pub(crate) pending: u32,
+    /// 1 when somebody wants the vCPU back; set by other threads and the signal handler, looked at by the entry
+    /// assembly just before it jumps.
+    pub(crate) kicked: AtomicU32,
+    /// MXCSR of the guest while Rust runs.
+    pub(crate) mxcsr: u32,
+    /// Base of the current window.
+    pub(crate) window: u64,
+    /// Base of the current world's indirect-jump table.
+    pub(crate) table: u64,
+    /// Base of the executable view of the code cache.
+    pub(crate) code: u64,
+    /// Rust's stack pointer while guest code runs.
+    pub(crate) host_rsp: u64,
+    /// Address of the exit stub, for `jmp [r15+EXIT]`.
+    pub(crate) exit: u64,
+    /// Bit number of the bounced bit-string instruction, within its operand.
+    pub(crate) bounce_bit: u32,
+    pub(crate) padding: u32,
+    /// es, cs, ss, ds, fs, gs.
+    pub(crate) segments: [SegmentSlot; 6],
+    /// For kernel code that touches user memory: the window for each 16 MiB of addresses.
+    pub(crate) pick: [u64; 256],
+    /// xmm0–xmm7 while Rust runs.
+    pub(crate) xmm: [[u8; 16]; 8],
+    /// The operand of an instruction that can't touch guest memory directly.
+    pub(crate) bounce: [u8; BOUNCE_BYTES],
+    /// From the signal handler: the host's si_addr, error code, trap number and rip.
+    pub(crate) fault_address: u64,
+    pub(crate) fault_error: u64,
+    pub(crate) fault_trap: u64,
+    pub(crate) fault_rip: u64,
+}
+
+/// Offsets of the fields, for the emitter.
+pub(crate) mod offset {
+    use super::{Frame, SegmentSlot, offset_of};
+
+    pub(crate) const EIP: i32 = offset_of!(Frame, eip) as i32;
+    pub(crate) const REASON: i32 = offset_of!(Frame, reason) as i32;
+    pub(crate) const DETAIL: i32 = offset_of!(Frame, detail) as i32;
+    pub(crate) const FPU_TRAP: i32 = offset_of!(Frame, fpu_trap) as i32;
+    pub(crate) const PENDING: i32 = offset_of!(Frame, pending) as i32;
+    pub(crate) const EXIT: i32 = offset_of!(Frame, exit) as i32;
+    pub(crate) const BOUNCE_BIT: i32 = offset_of!(Frame, bounce_bit) as i32;
+    pub(crate) const PICK: i32 = offset_of!(Frame, pick) as i32;
+    pub(crate) const BOUNCE: i32 = offset_of!(Frame, bounce) as i32;
+
+    /// Where segment `index` (es, cs, ss, ds, fs, gs) keeps its base.
+    pub(crate) const fn segment_base(index: usize) -> i32 {
+        (offset_of!(Frame, segments) + index * size_of::<SegmentSlot>()) as i32
+    }
+
+    /// Where segment `index` keeps its window.
+    pub(crate) const fn segment_window(index: usize) -> i32 {
+        segment_base(index) + offset_of!(SegmentSlot, window) as i32
+    }
+}
