@@ -21,6 +21,7 @@
 
 pub mod address;
 pub mod cpu;
+mod emulate;
 pub mod environment;
 mod execute;
 pub mod exit;
