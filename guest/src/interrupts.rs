@@ -2,7 +2,7 @@
 //!
 //! Kernels do nothing as often as this, so it doesn't go through the table of operations. Each
 //! place that saves, restores, sets or clears the interrupt flag is a *call site*: a call through
-//! [`FlagCalls`](crate::assembly::FlagCalls), with room around it, and a note of where it is in the section `lguest_sites`. At boot
+//! [`FlagCalls`], with room around it, and a note of where it is in the section `lguest_sites`. At boot
 //! [`patching`](crate::patching) replaces each by the back end's own code: for lguest, one `mov`.
 //!
 //! For the kernel's assembly there is the symbol `paravirt_iret`, to jump to in place of saying

@@ -20,24 +20,45 @@ static LAZY_MODE: AtomicU8 = AtomicU8::new(LazyMode::None as u8);
 static NEXT_SLOT: AtomicUsize = AtomicUsize::new(0);
 
 /// Makes a call at once, and returns what the Host left in eax. Whatever waits in the ring goes first.
+#[inline]
 pub(crate) fn hcall(call: Hypercall) -> u32 {
-    // SAFETY: each operation of this back end that could break memory safety is itself an unsafe
-    // function, and there the condition is stated.
-    unsafe { assembly::hypercall(call.encode()) }
+    hcall_words(call.encode())
 }
 
 /// Puts a call into the ring; when that is full, makes it at once, which empties the ring.
+#[inline]
 pub(crate) fn async_hcall(call: Hypercall) {
+    async_hcall_words(call.encode());
+}
+
+/// Makes a call that has no answer: at once, or later when a lazy mode is on.
+#[inline]
+pub(crate) fn lazy_hcall(call: Hypercall) {
+    match lazy_mode() {
+        LazyMode::None => {
+            hcall(call);
+        }
+        LazyMode::Mmu | LazyMode::Cpu => async_hcall(call),
+    }
+}
+
+#[inline]
+fn hcall_words(words: [u32; 4]) -> u32 {
+    // SAFETY: each operation of this back end that could break memory safety is itself an unsafe
+    // function, and there the condition is stated.
+    unsafe { assembly::hypercall(words) }
+}
+
+fn async_hcall_words(words @ [eax, edx, ebx, ecx]: [u32; 4]) {
     // A handler may want the next slot too.
     interrupts::without(|| {
         let slot = NEXT_SLOT.load(Ordering::Relaxed);
         let data = &LGUEST_DATA.data;
         let (entry, status) = (&data.hcalls[slot], &data.hcall_status[slot]);
         if status.load(Ordering::Acquire) != HCALL_DONE {
-            hcall(call);
+            hcall_words(words);
             return;
         }
-        let [eax, edx, ebx, ecx] = call.encode();
         entry.eax.store(eax, Ordering::Relaxed);
         entry.edx.store(edx, Ordering::Relaxed);
         entry.ebx.store(ebx, Ordering::Relaxed);
@@ -46,16 +67,6 @@ pub(crate) fn async_hcall(call: Hypercall) {
         status.store(HCALL_PENDING, Ordering::Release);
         NEXT_SLOT.store((slot + 1) % HCALL_RING_SIZE, Ordering::Relaxed);
     });
-}
-
-/// Makes a call that has no answer: at once, or later when a lazy mode is on.
-pub(crate) fn lazy_hcall(call: Hypercall) {
-    match lazy_mode() {
-        LazyMode::None => {
-            hcall(call);
-        }
-        LazyMode::Mmu | LazyMode::Cpu => async_hcall(call),
-    }
 }
 
 /// Empties the ring.

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use lguest_abi::Hypercall;
 use lguest_abi::hypercall::CLOCKEVENT_MIN_NANOSECONDS;
 
-/// A u64 in two words; only used with interrupts off, on the one processor there is.
+/// A u64 in two words, which a handler must not see half written: it is written with interrupts off.
 struct Wide {
     low: AtomicU32,
     high: AtomicU32,
@@ -60,7 +60,7 @@ pub(super) fn choose_clock_source(tsc_khz: u32) {
 fn nanoseconds(ticks: u64, scale: u32) -> u64 {
     let scale = u64::from(scale);
     let (high, low) = (ticks >> 32, ticks & u64::from(u32::MAX));
-    (high * scale << (32 - TSC_SCALE_SHIFT)) + (low * scale >> TSC_SCALE_SHIFT)
+    ((high * scale) << (32 - TSC_SCALE_SHIFT)) + ((low * scale) >> TSC_SCALE_SHIFT)
 }
 
 impl Time for Lguest {
