@@ -5,7 +5,8 @@
 //! the two: 0 means free, anything else how many bytes arrived.
 //!
 //! The fields are atomics, because the Host writes `used_len` while the guest holds the structure.
-//! The Host copies the hundred bytes out of guest memory once and judges the copy: [`Dma::from_bytes`].
+//! The Host copies the hundred bytes out of guest memory once and judges the copy:
+//! [`Dma::from_bytes`].
 
 use crate::address::Phys;
 use core::mem::{offset_of, size_of};

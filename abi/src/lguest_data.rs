@@ -16,10 +16,12 @@ pub const HCALL_RING_SIZE: usize = 64;
 /// A ring entry's status once the Host has carried it out (and before it is first used).
 pub const HCALL_DONE: u8 = 0xff;
 
-/// The status the guest writes when an entry waits for the Host. Anything but [`HCALL_DONE`] counts.
+/// The status the guest writes when an entry waits for the Host. Anything but [`HCALL_DONE`]
+/// counts.
 pub const HCALL_PENDING: u8 = 0;
 
-/// The bit of `irq_enabled` that counts: where eflags has IF. The guest may store a whole eflags word there.
+/// The bit of `irq_enabled` that counts: where eflags has IF. The guest may store a whole eflags
+/// word there.
 pub const IRQ_ENABLED: u32 = 1 << 9;
 
 /// What the Host writes to `reserve_mem`: the top 4 MiB of virtual addresses are its own.
@@ -57,7 +59,8 @@ impl RingEntry {
 #[repr(C)]
 #[derive(Debug)]
 pub struct LguestData {
-    /// Bit 9 set: interrupts may be delivered. Only that bit counts. Written by the guest, and by the Host on delivery.
+    /// Bit 9 set: interrupts may be delivered. Only that bit counts. Written by the guest, and by
+    /// the Host on delivery.
     pub irq_enabled: AtomicU32,
     /// Bit n set: interrupt n is masked. Written by the guest.
     pub blocked_interrupts: AtomicU32,
@@ -74,7 +77,8 @@ pub struct LguestData {
     padding: AtomicU16,
     /// Speed of the time stamp counter in kHz; 0 if it isn't constant. Written by the Host at init.
     pub tsc_khz: AtomicU32,
-    /// No interrupt is delivered while eip is in `noirq_start..noirq_end`. Written by the guest before init.
+    /// No interrupt is delivered while eip is in `noirq_start..noirq_end`. Written by the guest
+    /// before init.
     pub noirq_start: AtomicU32,
     /// See [`noirq_start`](Self::noirq_start).
     pub noirq_end: AtomicU32,

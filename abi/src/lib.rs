@@ -8,8 +8,8 @@
 //! [`traps`], [`paging`]). There is no behaviour in this crate beyond reading and writing those
 //! forms, and the compiler checks each layout.
 //!
-//! The interface is the first generation's, as it stood when the Guest was first documented in
-//! July 2007. All integers are little-endian, *physical* means guest-physical, a page is 4096 bytes.
+//! The interface is the first generation's, as it stood when the Guest was first documented in July
+//! 2007. All integers are little-endian, *physical* means guest-physical, a page is 4096 bytes.
 //!
 //! The story goes on in the crate `lguest-guest`, which makes the calls, and in `lguest-host`,
 //! which answers them.

@@ -1,7 +1,7 @@
 //! Page tables as the guest writes them and the Host reads them: two levels, 32-bit entries.
 //!
-//! The bits are the processor's (SDM volume 3, section "32-Bit Paging"); which of them a guest may use is
-//! the interface's.
+//! The bits are the processor's (SDM volume 3, section "32-Bit Paging"); which of them a guest may
+//! use is the interface's.
 
 /// Bytes in a page.
 pub const PAGE_SIZE: u32 = 4096;

@@ -54,7 +54,8 @@ pub enum Input {
 }
 
 impl Console {
-    /// Writes bytes of the linear map (a static, a kernel stack, the kernel's heap). What the launcher doesn't take is lost.
+    /// Writes bytes of the linear map (a static, a kernel stack, the kernel's heap). What the
+    /// launcher doesn't take is lost.
     pub fn write(&self, bytes: &[u8]) {
         dma::send(KEY, bytes);
     }

@@ -2,7 +2,8 @@
 //!
 //! A guest of lguest has no PCI bus and no ports. Its devices are listed in one page of memory
 //! ([`devices`]); to talk to one, a driver sends it buffers and binds buffers for it to fill, by
-//! the operations of the crate `lguest-guest`. What the other end does with them is the launcher's chapter of the story.
+//! the operations of the crate `lguest-guest`. What the other end does with them is the launcher's
+//! chapter of the story.
 //!
 //! | device | driver |
 //! |---|---|

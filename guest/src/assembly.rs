@@ -1,11 +1,12 @@
 //! The instructions that Rust has no words for, and the code that is copied into call sites.
 //!
-//! This is a room where unsafe code lives. What it lets out is safe to call, except where it says otherwise.
+//! This is a room where unsafe code lives. What it lets out is safe to call, except where it says
+//! otherwise.
 //!
-//! The code for interrupts works on one word of memory, `irq_enabled` at the start of [`LGUEST_DATA`].
-//! Its address is known when the kernel is linked, so enabling interrupts is one `mov`. Each piece
-//! stands between two labels, so that [`patching`](crate::patching) can copy it, and ends in `ret`,
-//! so that it can be called until then.
+//! The code for interrupts works on one word of memory, `irq_enabled` at the start of
+//! [`LGUEST_DATA`]. Its address is known when the kernel is linked, so enabling interrupts is one
+//! `mov`. Each piece stands between two labels, so that [`patching`](crate::patching) can copy it,
+//! and ends in `ret`, so that it can be called until then.
 
 use crate::lguest::shared_page::LGUEST_DATA;
 use crate::processor::Cpuid;
@@ -66,9 +67,10 @@ global_asm!(
 // Returning from a trap or an interrupt.
 //
 // The processor's own iret, at level 1, can't enable interrupts: the saved flags must be stored to
-// irq_enabled. But an interrupt that came between that store and the iret would come on top of
-// a frame that is already half left; and each one could do so again. So the Host is asked to deliver none while eip is
-// between the labels. The data segment may be the user's by now: memory is reached through ss.
+// irq_enabled. But an interrupt that came between that store and the iret would come on top of a
+// frame that is already half left; and each one could do so again. So the Host is asked to deliver
+// none while eip is between the labels. The data segment may be the user's by now: memory is
+// reached through ss.
 global_asm!(
     ".pushsection .text.lguest_iret, \"ax\", @progbits",
     ".globl lguest_iret",
@@ -119,8 +121,8 @@ pub(crate) static FLAG_CALLS: FlagCalls = FlagCalls {
 /// The bytes between two labels.
 fn between(start: Code, end: Code) -> &'static [u8] {
     let length = (end as usize) - (start as usize);
-    // SAFETY: both labels are in one section of this file, in this order; code is readable, and this code is
-    // never written.
+    // SAFETY: both labels are in one section of this file, in this order; code is readable, and
+    // this code is never written.
     unsafe { core::slice::from_raw_parts(start as *const u8, length) }
 }
 
@@ -163,7 +165,8 @@ pub(crate) fn page_offset() -> u32 {
 /// A hypercall can change anything: what memory means, what it holds, where execution goes on.
 pub(crate) unsafe fn hypercall([eax, edx, ebx, ecx]: [u32; 4]) -> u32 {
     let answer;
-    // SAFETY: the Host changes no register but eax. What else the call does is the caller's promise.
+    // SAFETY: the Host changes no register but eax. What else the call does is the caller's
+    // promise.
     unsafe {
         asm!(
             "int {vector}",
@@ -185,8 +188,8 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Cpuid {
         ecx: subleaf,
         edx: 0,
     };
-    // SAFETY: it changes these four registers only. Every processor with the instructions this kernel
-    // is compiled for has it.
+    // SAFETY: it changes these four registers only. Every processor with the instructions this
+    // kernel is compiled for has it.
     unsafe {
         asm!(
             "cpuid",
@@ -212,7 +215,8 @@ pub(crate) fn time_stamp() -> u64 {
 
 /// Loads fs and gs with the null selector.
 pub(crate) fn clear_fs_and_gs() {
-    // SAFETY: compiled kernel code uses neither; a kernel that does is told by `Segments::load_tls`.
+    // SAFETY: compiled kernel code uses neither; a kernel that does is told by
+    // `Segments::load_tls`.
     unsafe {
         asm!("mov fs, {0:e}", "mov gs, {0:e}", in(reg) 0, options(nomem, nostack, preserves_flags));
     }

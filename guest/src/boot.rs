@@ -38,7 +38,8 @@ static COPY: Place = Place(UnsafeCell::new(BootParams {
 /// Copies the boot parameters, and the command line they point to.
 ///
 /// # Safety
-/// `params` must be the launcher's boot parameters, where the linear map shows them. To be called once.
+/// `params` must be the launcher's boot parameters, where the linear map shows them. To be called
+/// once.
 pub(crate) unsafe fn copy(params: *const u8) -> &'static BootParams {
     // SAFETY: this is the only call, and only it makes references to the copy.
     let copy = unsafe { &mut *COPY.0.get() };
@@ -85,7 +86,8 @@ impl BootParams {
             .unwrap_or_default()
     }
 
-    /// The command line: words with a space between. If it isn't UTF-8 throughout, the part that is.
+    /// The command line: words with a space between. If it isn't UTF-8 throughout, the part that
+    /// is.
     #[must_use]
     pub fn command_line(&self) -> &str {
         let bytes = &self.command_line[..self.command_line_length];
@@ -105,9 +107,11 @@ impl BootParams {
         (loaded && size != 0).then(|| Phys(start)..Phys(start.saturating_add(size)))
     }
 
-    /// The page tables the launcher made: the directory last, and before it the tables that make the linear map.
+    /// The page tables the launcher made: the directory last, and before it the tables that make
+    /// the linear map.
     ///
-    /// They are in use until the first [`write_cr3`](crate::page_tables::PageTables::write_cr3); then the memory is free.
+    /// They are in use until the first [`write_cr3`](crate::page_tables::PageTables::write_cr3);
+    /// then the memory is free.
     #[must_use]
     pub fn launcher_page_tables(&self) -> Range<Phys> {
         let memory_end = self.memory_end();

@@ -1,8 +1,8 @@
 //! Devices' pages: memory beyond what the memory map reports, shared with the launcher.
 //!
-//! The linear map doesn't show it, and where in virtual addresses there is room is the
-//! kernel's to say: it implements [`MapPages`]. What comes back is a [`DevicePages`], whose words
-//! are read and written one by one, each exactly once, since the other side may change them at any time.
+//! The linear map doesn't show it, and where in virtual addresses there is room is the kernel's to
+//! say: it implements [`MapPages`]. What comes back is a [`DevicePages`], whose words are read and
+//! written one by one, each exactly once, since the other side may change them at any time.
 //!
 //! This is a room where unsafe code lives: memory that isn't Rust's.
 

@@ -1,8 +1,8 @@
 //! DMA: sending bytes out of the guest, and offering memory for bytes that come in.
 //!
 //! See [`lguest_abi::dma`] for how buffers are described. A *key* names who is meant: a device's
-//! driver knows its device's. [`send`] and [`Inbox`] are what a simple driver needs; drivers that do their own
-//! book-keeping of buffers use [`send_dma`], [`bind_dma`] and [`unbind_dma`].
+//! driver knows its device's. [`send`] and [`Inbox`] are what a simple driver needs; drivers that
+//! do their own book-keeping of buffers use [`send_dma`], [`bind_dma`] and [`unbind_dma`].
 
 use crate::memory::phys_of;
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -30,7 +30,8 @@ pub fn sections<T>(bytes: &[T]) -> impl Iterator<Item = Section> {
 
 /// Sends bytes of the linear map to a key, sixteen pages at a time.
 ///
-/// Returns how many were taken: fewer than there are when the other side had enough, or nobody is there.
+/// Returns how many were taken: fewer than there are when the other side had enough, or nobody is
+/// there.
 pub fn send(key: Phys, bytes: &[u8]) -> usize {
     let mut taken = 0;
     while let Some(rest) = bytes.get(taken..).filter(|rest| !rest.is_empty()) {
@@ -46,7 +47,8 @@ pub fn send(key: Phys, bytes: &[u8]) -> usize {
 
 /// A buffer of `BYTES` bytes that somebody else fills: a static, bound to a key.
 ///
-/// Its bytes are the other side's while it is free, and the guest's from the interrupt on until it is [`clear`](Self::clear)ed.
+/// Its bytes are the other side's while it is free, and the guest's from the interrupt on until it
+/// is [`clear`](Self::clear)ed.
 #[derive(Debug)]
 pub struct Inbox<const BYTES: usize> {
     dma: Dma,

@@ -2,8 +2,9 @@
 //!
 //! Kernels do nothing as often as this, so it doesn't go through the table of operations. Each
 //! place that saves, restores, sets or clears the interrupt flag is a *call site*: a call through
-//! [`FlagCalls`], with room around it, and a note of where it is in the section `lguest_sites`. At boot
-//! [`patching`](crate::patching) replaces each by the back end's own code: for lguest, one `mov`.
+//! [`FlagCalls`], with room around it, and a note of where it is in the section `lguest_sites`. At
+//! boot [`patching`](crate::patching) replaces each by the back end's own code: for lguest, one
+//! `mov`.
 //!
 //! For the kernel's assembly there is the symbol `paravirt_iret`, to jump to in place of saying
 //! `iret`, with eip, cs, eflags (and for user mode esp and ss) on the stack.
@@ -20,7 +21,8 @@ pub const ENABLED: u32 = lguest_abi::lguest_data::IRQ_ENABLED;
 
 /// A call through one pointer of `FLAG_CALLS`, padded, and noted in `lguest_sites`.
 ///
-/// The notes are [`Site`](crate::patching::Site)s. The section is kept by the linker, and so is each function that it notes.
+/// The notes are [`Site`](crate::patching::Site)s. The section is kept by the linker, and so is
+/// each function that it notes.
 macro_rules! call_site {
     ($field:ident, $operation:expr, padding: $padding:literal, $($operands:tt)*) => {
         asm!(

@@ -20,7 +20,8 @@ pub enum LazyMode {
     Cpu = 2,
 }
 
-/// A lazy mode lasts as long as this lives. It is left, and what waits is carried out, when it is dropped.
+/// A lazy mode lasts as long as this lives. It is left, and what waits is carried out, when it is
+/// dropped.
 ///
 /// There is one at a time, and it doesn't outlive a switch of stacks. Keep interrupts off, or see
 /// to it that no handler enters a lazy mode; one that needs its calls done at once says [`flush`].

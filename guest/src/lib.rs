@@ -34,10 +34,12 @@
 //! # Unsafe code
 //!
 //! It lives in five rooms: [`assembly`] (instructions), [`interrupts`] (call sites), [`patching`]
-//! (rewriting them), [`boot`] and [`device_pages`] (memory that others laid out), beside `unsafe fn`s, which pass
-//! their conditions on to the kernel.
+//! (rewriting them), [`boot`] and [`device_pages`] (memory that others laid out), beside `unsafe
+//! fn`s, which pass their conditions on to the kernel.
 
 #![no_std]
+// The story goes through private rooms too, and the documentation is built with them.
+#![allow(rustdoc::private_intra_doc_links)]
 
 pub mod boot;
 pub mod device_pages;

@@ -19,7 +19,8 @@ pub trait Machine: Interrupts + Segments + Processor + PageTables + Time + Power
 
 /// What this kernel runs on.
 ///
-/// There is one kind so far. A native back end would be told apart here, by which entry point was taken.
+/// There is one kind so far. A native back end would be told apart here, by which entry point was
+/// taken.
 #[must_use]
 pub fn machine() -> &'static dyn Machine {
     &Lguest

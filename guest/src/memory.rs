@@ -9,7 +9,8 @@ pub fn page_offset() -> Virt {
     Virt(crate::assembly::page_offset())
 }
 
-/// The physical address of something in the linear map: a static, a kernel stack, memory the kernel took from there.
+/// The physical address of something in the linear map: a static, a kernel stack, memory the kernel
+/// took from there.
 #[must_use]
 pub fn phys_of<T: ?Sized>(thing: &T) -> Phys {
     phys(Virt(core::ptr::from_ref(thing).cast::<u8>().addr() as u32))
@@ -33,7 +34,8 @@ pub fn reserve_top() -> u32 {
     crate::lguest::reserve_top()
 }
 
-/// How much physical memory the linear map can show: to the reserved top, less a page so that no pointer wraps.
+/// How much physical memory the linear map can show: to the reserved top, less a page so that no
+/// pointer wraps.
 #[must_use]
 pub fn linear_map_bytes() -> u32 {
     0u32.wrapping_sub(page_offset().0) - reserve_top().max(PAGE_SIZE)

@@ -1,9 +1,10 @@
 //! Patching: call sites are replaced by the code they call.
 //!
-//! Whether it is on a bare PC or a guest, a kernel learns only when it runs. Compiled in, each operation on
-//! the interrupt flag is therefore a call through a pointer. But once it runs the answer never changes, and the code
-//! behind those calls is shorter than the calls themselves. So at boot the kernel goes through the list of its
-//! call sites and copies the code over each, where it fits.
+//! Whether it is on a bare PC or a guest, a kernel learns only when it runs. Compiled in, each
+//! operation on the interrupt flag is therefore a call through a pointer. But once it runs the
+//! answer never changes, and the code behind those calls is shorter than the calls themselves. So
+//! at boot the kernel goes through the list of its call sites and copies the code over each, where
+//! it fits.
 //!
 //! This is a room where unsafe code lives: it writes code.
 
@@ -65,7 +66,8 @@ pub fn patched() -> Patched {
     }
 }
 
-/// Replaces each call site by its operation's code, where that fits. Interrupts are still off, and the code is still writable.
+/// Replaces each call site by its operation's code, where that fits. Interrupts are still off, and
+/// the code is still writable.
 pub(crate) fn patch_call_sites() {
     for site in sites() {
         SITES.fetch_add(1, Ordering::Relaxed);
@@ -87,16 +89,17 @@ pub(crate) fn patch_call_sites() {
 fn sites() -> &'static [Site] {
     let start = &raw const __start_lguest_sites;
     let bytes = (&raw const __stop_lguest_sites).addr() - start.addr();
-    // SAFETY: between the two symbols is the section, which consists of whole notes (the macro `call_site` writes
-    // them), is never written, and is in the image for good.
+    // SAFETY: between the two symbols is the section, which consists of whole notes (the macro
+    // `call_site` writes them), is never written, and is in the image for good.
     unsafe { core::slice::from_raw_parts(start, bytes / size_of::<Site>()) }
 }
 
 /// Writes `code`, and nops behind it, over a call site. `code` is no longer than the site.
 fn replace(site: &Site, code: &[u8]) {
     let start = ptr::with_exposed_provenance_mut::<u8>(site.address as usize);
-    // SAFETY: the site is `length` bytes of code that do what `code` does: whoever comes by executes all of
-    // one or all of the other, because nothing interrupts and there is one processor. This function itself calls none.
+    // SAFETY: the site is `length` bytes of code that do what `code` does: whoever comes by
+    // executes all of one or all of the other, because nothing interrupts and there is one
+    // processor. This function itself calls none.
     unsafe {
         start.copy_from_nonoverlapping(code.as_ptr(), code.len());
         start

@@ -1,7 +1,8 @@
 //! Segments, gates and the stack for traps.
 //!
-//! The tables stay the kernel's own memory, in the processor's format (SDM volume 3, chapters "Protected-Mode
-//! Memory Management" and "Interrupt and Exception Handling"); a [`Machine`](crate::Machine) makes them count.
+//! The tables stay the kernel's own memory, in the processor's format (SDM volume 3, chapters
+//! "Protected-Mode Memory Management" and "Interrupt and Exception Handling"); a
+//! [`Machine`](crate::Machine) makes them count.
 
 use lguest_abi::Virt;
 use lguest_abi::segments::TLS_ENTRIES;
@@ -12,7 +13,8 @@ use lguest_abi::segments::TLS_ENTRIES;
 pub struct Descriptor(pub u64);
 
 impl Descriptor {
-    /// A data segment for user code that may be read and written: what a thread-local storage entry is.
+    /// A data segment for user code that may be read and written: what a thread-local storage entry
+    /// is.
     ///
     /// `limit` is the last address in bytes, or in pages with `in_pages`; its low 20 bits count.
     #[must_use]
@@ -48,8 +50,8 @@ impl Gate {
     /// A gate that leads nowhere.
     pub const ABSENT: Self = Self { low: 0, high: 0 };
 
-    /// A gate to `handler` in segment `selector`. Interrupts are disabled on entry. Code of privilege
-    /// `level` (0..=3) and lower numbers may use it by `int`.
+    /// A gate to `handler` in segment `selector`. Interrupts are disabled on entry. Code of
+    /// privilege `level` (0..=3) and lower numbers may use it by `int`.
     #[must_use]
     pub const fn interrupt(selector: u16, handler: Virt, level: u8) -> Self {
         Self::new(selector, handler, level, lguest_abi::traps::GATE_INTERRUPT)
@@ -112,8 +114,9 @@ pub trait Segments {
 
     /// Loads the three thread-local storage entries, 6 to 8 of the GDT. Can wait in a lazy mode.
     ///
-    /// It sets fs and gs to 0, since a Host need not bear that an entry in use changes: so
-    /// the kernel saves both before, for the thread that goes, and loads them after, for the one that comes.
+    /// It sets fs and gs to 0, since a Host need not bear that an entry in use changes: so the
+    /// kernel saves both before, for the thread that goes, and loads them after, for the one that
+    /// comes.
     fn load_tls(&self, entries: &[Descriptor; TLS_ENTRIES as usize]);
 
     /// Uses a local descriptor table; an empty one is none.
@@ -125,7 +128,8 @@ pub trait Segments {
     /// When the table isn't empty and the machine has no local descriptor tables.
     unsafe fn set_ldt(&self, table: &'static [Descriptor]) -> Result<(), NoLdt>;
 
-    /// Loads the task register. A guest's Host has its own task state segment: there it does nothing.
+    /// Loads the task register. A guest's Host has its own task state segment: there it does
+    /// nothing.
     fn load_tr(&self);
 
     /// Says where the stack for traps from user mode ends, and how many pages of it (1 or 2) must

@@ -7,7 +7,8 @@ pub trait Time {
 
     /// Nanoseconds since some moment before or at boot. It never goes back.
     ///
-    /// It comes from the time stamp counter where that is constant; otherwise it moves by [`tick`](Self::tick) only.
+    /// It comes from the time stamp counter where that is constant; otherwise it moves by
+    /// [`tick`](Self::tick) only.
     fn now(&self) -> u64;
 
     /// What [`now`](Self::now) goes by, for a line at boot: "tsc" or "ticks".
@@ -16,7 +17,8 @@ pub trait Time {
     /// Says that `nanoseconds` have passed. The timer's handler calls it each time.
     fn tick(&self, nanoseconds: u32);
 
-    /// Asks for one timer interrupt (irq 0) in `nanoseconds` from now, at least 100. It replaces the one asked for before.
+    /// Asks for one timer interrupt (irq 0) in `nanoseconds` from now, at least 100. It replaces
+    /// the one asked for before.
     fn set_clock_event(&self, nanoseconds: u32);
 
     /// Calls the timer interrupt off.

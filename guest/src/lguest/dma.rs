@@ -6,8 +6,8 @@ use core::sync::atomic::Ordering;
 use lguest_abi::dma::Dma;
 use lguest_abi::{Hypercall, Phys};
 
-/// Sends what `dma` describes to a key, and returns how many bytes were taken: 0 also when it failed.
-/// `dma` must be in the linear map.
+/// Sends what `dma` describes to a key, and returns how many bytes were taken: 0 also when it
+/// failed. `dma` must be in the linear map.
 pub fn send_dma(key: Phys, dma: &Dma) -> u32 {
     // On failure nobody writes it.
     dma.used_len.store(0, Ordering::Relaxed);
@@ -18,12 +18,13 @@ pub fn send_dma(key: Phys, dma: &Dma) -> u32 {
     dma.used_len.load(Ordering::Acquire)
 }
 
-/// Offers an array of buffers, in the linear map, to whoever sends to `key`; interrupt `irq` (1..=31) tells when one was
-/// filled. False when the Host has no place for it, or no such interrupt.
+/// Offers an array of buffers, in the linear map, to whoever sends to `key`; interrupt `irq`
+/// (1..=31) tells when one was filled. False when the Host has no place for it, or no such
+/// interrupt.
 ///
 /// # Safety
-/// From now on, until [`unbind_dma`], somebody else may write to the memory that these describe whenever their
-/// `used_len` is 0: it must be memory of which Rust expects that.
+/// From now on, until [`unbind_dma`], somebody else may write to the memory that these describe
+/// whenever their `used_len` is 0: it must be memory of which Rust expects that.
 ///
 /// # Panics
 /// When `irq` is 0, which would mean the opposite, or there are 2²⁴ buffers or more.

@@ -1,10 +1,11 @@
 //! How calls are made: at once, or written down for later.
 //!
-//! [`hcall`] makes a call at once. [`async_hcall`] writes it into a ring that the Host
-//! serves before the next call, or whenever it gets to run. [`lazy_hcall`] picks between the two: in a
+//! [`hcall`] makes a call at once. [`async_hcall`] writes it into a ring that the Host serves
+//! before the next call, or whenever it gets to run. [`lazy_hcall`] picks between the two: in a
 //! [lazy mode](crate::lazy) many calls are about to come, and can wait for each other.
 //!
-//! They are not public, because a call can do anything to memory. The operations that use them say what they need.
+//! They are not public, because a call can do anything to memory. The operations that use them say
+//! what they need.
 
 use super::shared_page::LGUEST_DATA;
 use crate::assembly;
@@ -19,7 +20,8 @@ static LAZY_MODE: AtomicU8 = AtomicU8::new(LazyMode::None as u8);
 /// The ring's slot for the next call that waits. Only used with interrupts off.
 static NEXT_SLOT: AtomicUsize = AtomicUsize::new(0);
 
-/// Makes a call at once, and returns what the Host left in eax. Whatever waits in the ring goes first.
+/// Makes a call at once, and returns what the Host left in eax. Whatever waits in the ring goes
+/// first.
 #[inline]
 pub(crate) fn hcall(call: Hypercall) -> u32 {
     hcall_words(call.encode())

@@ -8,7 +8,8 @@ use crate::processor::{CR0_TS, Cpuid, Processor};
 use core::sync::atomic::{AtomicU32, Ordering};
 use lguest_abi::Hypercall;
 
-/// Protection, an FPU with errors of its own, write protection, paging: what a kernel expects to find.
+/// Protection, an FPU with errors of its own, write protection, paging: what a kernel expects to
+/// find.
 const INITIAL_CR0: u32 = 0x8005_0033;
 
 static CR0: AtomicU32 = AtomicU32::new(INITIAL_CR0);

@@ -12,7 +12,8 @@ use lguest_abi::{Hypercall, Virt};
 /// Two words for each thread-local storage entry.
 const TLS_WORDS: usize = 2 * TLS_ENTRIES as usize;
 
-/// What `LOAD_TLS` points to. When several wait, the last one is what all of them load, and what counts.
+/// What `LOAD_TLS` points to. When several wait, the last one is what all of them load, and what
+/// counts.
 static TLS: [AtomicU32; TLS_WORDS] = [const { AtomicU32::new(0) }; TLS_WORDS];
 
 impl Segments for Lguest {

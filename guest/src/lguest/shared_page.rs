@@ -2,8 +2,8 @@
 
 use lguest_abi::LguestData;
 
-/// [`LguestData`], alone in a page of its own: the Host may watch the page for stores, and the kernel's
-/// other data shouldn't pay for that.
+/// [`LguestData`], alone in a page of its own: the Host may watch the page for stores, and the
+/// kernel's other data shouldn't pay for that.
 #[repr(C, align(4096))]
 #[derive(Debug)]
 pub struct SharedPage {

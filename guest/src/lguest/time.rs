@@ -9,7 +9,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use lguest_abi::Hypercall;
 use lguest_abi::hypercall::CLOCKEVENT_MIN_NANOSECONDS;
 
-/// A u64 in two words, which a handler must not see half written: it is written with interrupts off.
+/// A u64 in two words, which a handler must not see half written: it is written with interrupts
+/// off.
 struct Wide {
     low: AtomicU32,
     high: AtomicU32,
