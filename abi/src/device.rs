@@ -47,6 +47,7 @@ pub mod status {
     pub const FAILED: u16 = 128;
 }
 
+// ANCHOR: device_descriptor
 /// One entry of the descriptor page.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -62,6 +63,7 @@ pub struct DeviceDescriptor {
     /// The first one's page frame number.
     pub pfn: u32,
 }
+// ANCHOR_END: device_descriptor
 
 /// Where each field is, in bytes from the start of a [`DeviceDescriptor`].
 pub mod offset {

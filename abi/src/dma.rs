@@ -40,6 +40,7 @@ pub struct Section {
     pub len: u16,
 }
 
+// ANCHOR: dma
 /// A description of a buffer, as it lies in guest memory.
 #[repr(C)]
 #[derive(Debug)]
@@ -49,6 +50,7 @@ pub struct Dma {
     addr: [AtomicU32; SECTIONS],
     len: [AtomicU16; SECTIONS],
 }
+// ANCHOR_END: dma
 
 impl Dma {
     /// Bytes in the structure.

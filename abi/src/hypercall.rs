@@ -76,6 +76,7 @@ pub enum FlushScope {
     All,
 }
 
+// ANCHOR: hypercalls
 /// A call, with its arguments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hypercall {
@@ -182,6 +183,7 @@ pub enum Hypercall {
         cpu: u32,
     },
 }
+// ANCHOR_END: hypercalls
 
 /// eax held no call's number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

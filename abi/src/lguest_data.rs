@@ -55,6 +55,7 @@ impl RingEntry {
     }
 }
 
+// ANCHOR: lguest_data
 /// What guest and Host share.
 #[repr(C)]
 #[derive(Debug)]
@@ -83,6 +84,7 @@ pub struct LguestData {
     /// See [`noirq_start`](Self::noirq_start).
     pub noirq_end: AtomicU32,
 }
+// ANCHOR_END: lguest_data
 
 impl LguestData {
     /// Bytes in the structure.

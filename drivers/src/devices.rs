@@ -109,6 +109,7 @@ impl Devices {
             .filter(|device| device.kind() != kind::NONE)
     }
 
+    // ANCHOR: bring_up
     /// Starts each device that one of `drivers` is for.
     pub fn bring_up(&self, drivers: &[&'static dyn Driver]) {
         for device in self.iter() {
@@ -124,6 +125,7 @@ impl Devices {
             self.add_status(&device, came_to);
         }
     }
+    // ANCHOR_END: bring_up
 
     fn descriptor(&self, index: usize) -> DeviceDescriptor {
         let at = place(index);

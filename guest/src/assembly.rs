@@ -32,6 +32,7 @@ unsafe extern "C" {
     fn lguest_noirq_end();
 }
 
+// ANCHOR: flag_code
 // The operations on the interrupt flag. They change eax only where they return it, and no flags.
 global_asm!(
     ".pushsection .text.lguest_flags, \"ax\", @progbits",
@@ -63,7 +64,9 @@ global_asm!(
     irq_enabled = sym LGUEST_DATA,
     enabled = const crate::interrupts::ENABLED,
 );
+// ANCHOR_END: flag_code
 
+// ANCHOR: guest_iret
 // Returning from a trap or an interrupt.
 //
 // The processor's own iret, at level 1, can't enable interrupts: the saved flags must be stored to
@@ -93,6 +96,7 @@ global_asm!(
     calls = sym FLAG_CALLS,
     iret = const core::mem::offset_of!(FlagCalls, iret),
 );
+// ANCHOR_END: guest_iret
 
 /// What the call sites of [`interrupts`](crate::interrupts) call until they are patched.
 #[repr(C)]
@@ -159,6 +163,7 @@ pub(crate) fn page_offset() -> u32 {
     (&raw const kernel_page_offset).addr() as u32
 }
 
+// ANCHOR: hypercall_instruction
 /// Makes a hypercall: the registers go in as `[eax, edx, ebx, ecx]`, and eax comes back.
 ///
 /// # Safety
@@ -179,6 +184,7 @@ pub(crate) unsafe fn hypercall([eax, edx, ebx, ecx]: [u32; 4]) -> u32 {
     }
     answer
 }
+// ANCHOR_END: hypercall_instruction
 
 /// The instruction `cpuid`, unfiltered. Any privilege level may use it.
 pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Cpuid {

@@ -13,6 +13,7 @@ unsafe extern "C" {
     safe fn kernel_main(params: &'static BootParams) -> !;
 }
 
+// ANCHOR: guest_entry
 global_asm!(
     ".pushsection .lguest.entry, \"axR\", @progbits",
     ".ascii \"GenuineLguest\"",
@@ -28,7 +29,9 @@ global_asm!(
     ".popsection",
     start = sym start,
 );
+// ANCHOR_END: guest_entry
 
+// ANCHOR: guest_start
 /// The first Rust code to run.
 ///
 /// # Safety
@@ -40,3 +43,4 @@ unsafe extern "C" fn start(params: *const u8) -> ! {
     patching::patch_call_sites();
     kernel_main(params)
 }
+// ANCHOR_END: guest_start

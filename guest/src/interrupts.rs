@@ -19,6 +19,7 @@ use core::mem::offset_of;
 /// The bit of the flags that says interrupts are enabled.
 pub const ENABLED: u32 = lguest_abi::lguest_data::IRQ_ENABLED;
 
+// ANCHOR: call_site
 /// A call through one pointer of `FLAG_CALLS`, padded, and noted in `lguest_sites`.
 ///
 /// The notes are [`Site`](crate::patching::Site)s. The section is kept by the linker, and so is
@@ -42,6 +43,7 @@ macro_rules! call_site {
         )
     };
 }
+// ANCHOR_END: call_site
 
 /// Whether interrupts are enabled: [`ENABLED`] is set or not. The other bits mean nothing.
 #[must_use]

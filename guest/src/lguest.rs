@@ -30,6 +30,7 @@ impl Machine for Lguest {
     }
 }
 
+// ANCHOR: introduce
 /// Tells the Host who we are and where we meet. It is the first call, and made once.
 pub(crate) fn introduce() {
     let data = &LGUEST_DATA.data;
@@ -41,6 +42,7 @@ pub(crate) fn introduce() {
     });
     time::choose_clock_source(data.tsc_khz.load(Ordering::Relaxed));
 }
+// ANCHOR_END: introduce
 
 /// This guest's number, unique on its host.
 #[must_use]

@@ -66,6 +66,7 @@ pub fn patched() -> Patched {
     }
 }
 
+// ANCHOR: patch_call_sites
 /// Replaces each call site by its operation's code, where that fits. Interrupts are still off, and
 /// the code is still writable.
 pub(crate) fn patch_call_sites() {
@@ -84,6 +85,7 @@ pub(crate) fn patch_call_sites() {
         }
     }
 }
+// ANCHOR_END: patch_call_sites
 
 /// All call sites.
 fn sites() -> &'static [Site] {

@@ -51,6 +51,7 @@ fn hcall_words(words: [u32; 4]) -> u32 {
     unsafe { assembly::hypercall(words) }
 }
 
+// ANCHOR: async_hcall
 fn async_hcall_words(words @ [eax, edx, ebx, ecx]: [u32; 4]) {
     // A handler may want the next slot too.
     interrupts::without(|| {
@@ -70,6 +71,7 @@ fn async_hcall_words(words @ [eax, edx, ebx, ecx]: [u32; 4]) {
         NEXT_SLOT.store((slot + 1) % HCALL_RING_SIZE, Ordering::Relaxed);
     });
 }
+// ANCHOR_END: async_hcall
 
 /// Empties the ring.
 pub(crate) fn flush() {
