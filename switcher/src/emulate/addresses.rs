@@ -168,3 +168,165 @@ fn bit_string_displacement(cpu: &Cpu, instruction: &Instruction) -> u32 {
     };
     (units as u32).wrapping_mul(operand_size(instruction))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulate::testing::{cpu_at, decode};
+
+    fn address(cpu: &Cpu, code: &[u8]) -> Result<u32, Exception> {
+        linear_address(cpu, &decode(0x1000, code), 4, false).map(|at| at.0)
+    }
+
+    #[test]
+    fn effective_addresses() {
+        let mut cpu = cpu_at(3);
+        for (register, value) in [
+            (Gpr::Ebx, 0x1_fff0),
+            (Gpr::Esi, 0x8000_0020),
+            (Gpr::Edi, 0x40),
+            (Gpr::Ebp, 0x5000),
+        ] {
+            cpu.set_gpr(register, value);
+        }
+        for (code, expected) in [
+            ([0x8b, 0x03].as_slice(), 0x1_fff0),               // [ebx]
+            (&[0x8b, 0x44, 0x73, 0x10], 0x2_0040),             // [ebx+esi*2+16]: wraps
+            (&[0x8b, 0x04, 0xbd, 0, 0, 0, 0xff], 0xff00_0100), // [edi*4+0xff000000]
+            (&[0x8b, 0x45, 0xf8], 0x4ff8),                     // [ebp-8]
+            (&[0x8b, 0x04, 0x24], 0x8000),                     // [esp]
+            (&[0xa1, 4, 3, 2, 1], 0x0102_0304),
+            (&[0x67, 0x8b, 0x00], 0x10),               // [bx+si]
+            (&[0x67, 0x8b, 0x47, 0xe0], 0xffd0),       // [bx-32]
+            (&[0x67, 0x8b, 0x1e, 0x34, 0x12], 0x1234), // [0x1234]
+            (&[0x67, 0xa1, 0xff, 0xff], 0xffff),
+            (&[0x67, 0x8b, 0x43, 0x01], 0x5041), // [bp+di+1]
+            (&[0xa5], 0x40),                     // movsd: edi first
+            (&[0x67, 0xad], 0x20),               // lodsd by si
+            (&[0x0f, 0xf7, 0xc1], 0x40),         // maskmovq
+        ] {
+            assert_eq!(address(&cpu, code), Ok(expected), "{code:02x?}");
+        }
+        cpu.set_gpr(Gpr::Eax, 0xffff_ff05);
+        assert_eq!(address(&cpu, &[0xd7]), Ok(0x1_fff5)); // xlatb: ebx and al
+        assert_eq!(address(&cpu, &[0x67, 0xd7]), Ok(0xfff5));
+    }
+
+    #[test]
+    fn segments_add_their_base_and_judge() {
+        let mut cpu = cpu_at(3);
+        let small = Segment {
+            base: 0x10_0000,
+            limit: 0xfff,
+            ..Segment::flat_data(3)
+        };
+        cpu.set_segment(SegmentRegister::Fs, small);
+        assert_eq!(
+            address(&cpu, &[0x64, 0xa1, 0xfc, 0x0f, 0, 0]),
+            Ok(0x10_0ffc)
+        );
+        let refused = Err(Exception::protection(0));
+        assert_eq!(address(&cpu, &[0x64, 0xa1, 0xfd, 0x0f, 0, 0]), refused);
+        assert_eq!(address(&cpu, &[0x65, 0xa1, 0, 0, 0, 0]), refused); // gs is null
+        cpu.set_segment(SegmentRegister::Ss, small);
+        assert_eq!(address(&cpu, &[0x8b, 0x04, 0x24]), Err(Exception::stack(0)));
+        assert_eq!(
+            address(&cpu, &[0x36, 0xa1, 0, 0x10, 0, 0]),
+            Err(Exception::stack(0))
+        );
+        // The base wraps.
+        let high = Segment {
+            base: 0xffff_f000,
+            ..Segment::flat_data(3)
+        };
+        cpu.set_segment(SegmentRegister::Fs, high);
+        assert_eq!(address(&cpu, &[0x64, 0xa1, 0, 0x20, 0, 0]), Ok(0x1000));
+    }
+
+    #[test]
+    fn types_and_expansion() {
+        let code = Segment::flat_code(3);
+        let execute_only = Segment {
+            attributes: 0xc0f9,
+            ..code
+        };
+        let constant = Segment {
+            attributes: 0xc0f1,
+            ..code
+        };
+        let absent = Segment {
+            attributes: 0xc073,
+            ..code
+        };
+        let data = Segment::flat_data(3);
+        for (segment, readable, writable) in [
+            (code, true, false),
+            (execute_only, false, false),
+            (constant, true, false),
+            (absent, false, false),
+            (data, true, true),
+        ] {
+            assert_eq!(
+                allows(&segment, 0, 4, Direction::Read),
+                readable,
+                "{segment:?}"
+            );
+            assert_eq!(
+                allows(&segment, 0, 4, Direction::Write),
+                writable,
+                "{segment:?}"
+            );
+        }
+        let down = Segment {
+            attributes: 0xc0f7,
+            limit: 0xfff,
+            ..data
+        };
+        let narrow = Segment {
+            attributes: 0x80f7,
+            limit: 0xfff,
+            ..data
+        };
+        for (segment, offset, len, expected) in [
+            (down, 0xfff, 1, false),
+            (down, 0x1000, 1, true),
+            (down, 0xffff_fffc, 4, true),
+            (down, 0xffff_fffd, 4, false),
+            (narrow, 0xffff, 1, true),
+            (narrow, 0xffff, 2, false),
+            (data, u32::MAX, 4, true),
+        ] {
+            assert_eq!(
+                reaches(&segment, offset, len),
+                expected,
+                "{segment:?} {offset:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn bit_strings_reach_far() {
+        let mut cpu = cpu_at(3);
+        cpu.set_gpr(Gpr::Ebx, 0x3000);
+        for (index, at, bit) in [
+            (0_u32, 0x3000, 0),
+            (31, 0x3000, 31),
+            (32, 0x3004, 0),
+            (u32::MAX, 0x2ffc, 31),
+            (0x7fff_ffff, 0x1000_2ffc, 31),
+            (0x8000_0000, 0xf000_3000, 0),
+        ] {
+            cpu.set_gpr(Gpr::Ecx, index);
+            let bts = decode(0x1000, &[0x0f, 0xab, 0x0b]); // bts [ebx], ecx
+            assert_eq!(linear_address(&cpu, &bts, 4, true), Ok(GuestVirt(at)));
+            assert_eq!(bit_offset(&cpu, &bts), bit);
+        }
+        cpu.set_gpr(Gpr::Ecx, 0xffff_8001);
+        let btr = decode(0x1000, &[0x66, 0x0f, 0xb3, 0x0b]); // btr [ebx], cx
+        assert_eq!(linear_address(&cpu, &btr, 2, true), Ok(GuestVirt(0x2000)));
+        assert_eq!(bit_offset(&cpu, &btr), 1);
+        let bt = decode(0x1000, &[0x0f, 0xba, 0x23, 0x25]); // bt dword [ebx], 37
+        assert_eq!(linear_address(&cpu, &bt, 4, false), Ok(GuestVirt(0x3000)));
+        assert_eq!(bit_offset(&cpu, &bt), 5);
+    }
+}

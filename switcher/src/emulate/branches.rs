@@ -152,3 +152,154 @@ fn condition(cpu: &Cpu, code: ConditionCode) -> bool {
         C::g => !less && !is(flags::ZF),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulate::testing::{assert_done, assert_fault, cpu_at, memory, page_fault};
+
+    #[test]
+    fn calls_and_returns() {
+        let (mut cpu, mut memory) = (cpu_at(3), memory());
+        assert_done(&mut cpu, &mut memory, &[0xe8, 0xfb, 0x0f, 0, 0]);
+        assert_eq!(
+            (cpu.eip(), cpu.gpr(Gpr::Esp), memory.dword(0x7ffc)),
+            (0x2000, 0x7ffc, 0x1005)
+        );
+        assert_done(&mut cpu, &mut memory, &[0xc2, 8, 0]);
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x1005, 0x8008));
+        cpu.set_gpr(Gpr::Ecx, 0x1234_5678);
+        assert_done(&mut cpu, &mut memory, &[0xff, 0xd1]); // call ecx
+        assert_eq!((cpu.eip(), memory.dword(0x8004)), (0x1234_5678, 0x1007));
+        assert_done(&mut cpu, &mut memory, &[0xc3]);
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x1007, 0x8008));
+        memory.store(0x3000, &[4, 3, 2, 1]);
+        assert_done(&mut cpu, &mut memory, &[0xff, 0x25, 0, 0x30, 0, 0]); // jmp [0x3000]
+        assert_eq!(cpu.eip(), 0x0102_0304);
+    }
+
+    #[test]
+    fn narrow_operands_cut_eip() {
+        let (mut cpu, mut memory) = (cpu_at(3), memory());
+        cpu.set_eip(0x1234_1000);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0xe8, 0xfc, 0x0f]); // call
+        assert_eq!(
+            (cpu.eip(), cpu.gpr(Gpr::Esp), memory.word(0x7ffe)),
+            (0x2000, 0x7ffe, 0x1004)
+        );
+        cpu.set_eip(0x1234_1000);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0xc3]);
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x1004, 0x8000));
+        cpu.set_eip(0x1234_fff0);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0xe9, 0x10, 0]); // jmp: wraps at 64 KiB
+        assert_eq!(cpu.eip(), 4);
+        cpu.set_eip(0x1234_1000);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0xeb, 0xfd]);
+        assert_eq!(cpu.eip(), 0x1000);
+        cpu.set_eip(0x1234_1000);
+        cpu.set_gpr(Gpr::Ecx, 0xffff_8888);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0xff, 0xe1]); // jmp cx
+        assert_eq!(cpu.eip(), 0x8888);
+        // A branch that isn't taken doesn't cut anything.
+        cpu.set_eip(0x1234_1000);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0x74, 0x10]); // je
+        assert_eq!(cpu.eip(), 0x1234_1003);
+        cpu.set_eflags(flags::ZF);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0x0f, 0x84, 0, 1]);
+        assert_eq!(cpu.eip(), 0x1108);
+    }
+
+    #[test]
+    fn all_conditions() {
+        use flags::{CF, OF, PF, SF, ZF};
+        for all in 0..32 {
+            let set = |bit, flag| flags::when(all & 1 << bit != 0, flag);
+            let eflags = set(0, CF) | set(1, PF) | set(2, ZF) | set(3, SF) | set(4, OF);
+            let is = |flag| eflags & flag != 0;
+            let expected = [
+                is(OF),
+                is(CF),
+                is(ZF),
+                is(CF) || is(ZF),
+                is(SF),
+                is(PF),
+                is(SF) != is(OF),
+                is(ZF) || is(SF) != is(OF),
+            ];
+            for (number, expected) in expected.into_iter().enumerate() {
+                for negated in [false, true] {
+                    let mut cpu = cpu_at(3);
+                    cpu.set_eflags(eflags);
+                    let opcode = 0x70 + number as u8 * 2 + u8::from(negated);
+                    assert_done(&mut cpu, &mut memory(), &[opcode, 0x10]);
+                    let taken = cpu.eip() == 0x1012;
+                    assert_eq!(
+                        taken,
+                        expected != negated,
+                        "{opcode:02x}, eflags {eflags:03x}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn loops_count_what_the_address_size_says() {
+        let run = |code: &[u8], ecx, eflags| {
+            let mut cpu = cpu_at(3);
+            cpu.set_gpr(Gpr::Ecx, ecx);
+            cpu.set_eflags(eflags);
+            assert_done(&mut cpu, &mut memory(), code);
+            let taken = cpu.eip() != 0x1000 + code.len() as u32;
+            (cpu.gpr(Gpr::Ecx), taken)
+        };
+        assert_eq!(run(&[0xe2, 0x10], 2, 0), (1, true));
+        assert_eq!(run(&[0xe2, 0x10], 1, 0), (0, false));
+        assert_eq!(run(&[0xe2, 0x10], 0, 0), (u32::MAX, true));
+        assert_eq!(run(&[0x67, 0xe2, 0x10], 0x1_0001, 0), (0x1_0000, false));
+        assert_eq!(run(&[0x67, 0xe2, 0x10], 0x1_0000, 0), (0x1_ffff, true));
+        assert_eq!(run(&[0xe1, 0x10], 2, flags::ZF), (1, true)); // loope
+        assert_eq!(run(&[0xe1, 0x10], 2, 0), (1, false));
+        assert_eq!(run(&[0xe0, 0x10], 2, flags::ZF), (1, false)); // loopne
+        assert_eq!(run(&[0xe0, 0x10], 2, 0), (1, true));
+        assert_eq!(run(&[0xe0, 0x10], 1, 0), (0, false));
+        assert_eq!(run(&[0xe3, 0x10], 0, 0), (0, true)); // jecxz
+        assert_eq!(run(&[0xe3, 0x10], 0x1_0000, 0), (0x1_0000, false));
+        assert_eq!(run(&[0x67, 0xe3, 0x10], 0x1_0000, 0), (0x1_0000, true)); // jcxz
+    }
+
+    #[test]
+    fn branches_beyond_the_limit_change_nothing() {
+        let mut cpu = cpu_at(3);
+        let short = Segment {
+            limit: 0x1fff,
+            ..Segment::flat_code(0x2b)
+        };
+        cpu.set_segment(SegmentRegister::Cs, short);
+        cpu.set_gpr(Gpr::Ecx, 5);
+        let mut memory = memory();
+        memory.store(0x8000, &[0, 0x20, 0, 0]);
+        for code in [
+            [0xe9, 0xfb, 0x0f, 0, 0].as_slice(),
+            &[0xe8, 0xfb, 0x0f, 0, 0],
+            &[0xc3],
+            &[0x0f, 0x85, 0xfa, 0x0f, 0, 0],
+        ] {
+            assert_fault(&mut cpu, &mut memory, code, Exception::protection(0));
+        }
+        cpu.set_eip(0x1ff8);
+        assert_fault(
+            &mut cpu,
+            &mut memory,
+            &[0xe2, 0x10],
+            Exception::protection(0),
+        );
+        memory.remove_page(0x7000);
+        assert_fault(
+            &mut cpu,
+            &mut memory,
+            &[0xe8, 0, 0, 0, 0],
+            page_fault(0x7ffc, true, false),
+        );
+    }
+}

@@ -83,3 +83,90 @@ fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, 
         ..code
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Gpr;
+    use crate::emulate::testing::{
+        assert_done, assert_fault, cpu_at, memory, page_fault, selector as s,
+    };
+
+    /// A far jump (EA) or call (9A) to an immediate.
+    fn far(opcode: u8, selector: u16, offset: u32) -> Vec<u8> {
+        let mut code = vec![opcode];
+        code.extend(offset.to_le_bytes());
+        code.extend(selector.to_le_bytes());
+        code
+    }
+
+    #[test]
+    fn far_jumps_stay_at_their_level() {
+        for (level, selector, loaded) in [
+            (0, s::CODE_0, s::CODE_0),
+            (1, s::CODE_1, s::CODE_1 | 1),
+            (3, s::CODE_3 | 1, s::CODE_3 | 3),
+            (3, s::CONFORMING_1, s::CONFORMING_1 | 3),
+            (1, s::CONFORMING_1 | 3, s::CONFORMING_1 | 1),
+        ] {
+            let mut cpu = cpu_at(level);
+            assert_done(&mut cpu, &mut memory(), &far(0xea, selector, 0x1234_5678));
+            assert_eq!(cpu.eip(), 0x1234_5678);
+            assert_eq!(cpu.segment(SegmentRegister::Cs).selector, loaded);
+            assert_eq!(u16::from(cpu.cpl()), level);
+        }
+    }
+
+    #[test]
+    fn far_jumps_and_calls_refused() {
+        for (level, selector, exception) in [
+            (3, 0, Exception::protection(0)),
+            (3, s::BEYOND, Exception::protection(s::BEYOND)),
+            (3, s::CODE_1 | 3, Exception::protection(s::CODE_1)),
+            (1, s::CODE_3 | 1, Exception::protection(s::CODE_3)),
+            (1, s::CODE_1 | 3, Exception::protection(s::CODE_1)),
+            (0, s::CONFORMING_1, Exception::protection(s::CONFORMING_1)),
+            (3, s::DATA_3 | 3, Exception::protection(s::DATA_3)),
+            (3, s::GATE | 3, Exception::protection(s::GATE)),
+            (3, s::TASK | 3, Exception::protection(s::TASK)),
+            (
+                3,
+                s::ABSENT_CODE | 3,
+                Exception::not_present(s::ABSENT_CODE),
+            ),
+            (0, s::SHORT_CODE, Exception::protection(0)),
+        ] {
+            for opcode in [0xea, 0x9a] {
+                let code = far(opcode, selector, 0x1000);
+                assert_fault(&mut cpu_at(level), &mut memory(), &code, exception);
+            }
+        }
+    }
+
+    #[test]
+    fn far_calls_push_their_way_back() {
+        let (mut cpu, mut memory) = (cpu_at(3), memory());
+        memory.store(0x7ff0, &[0xff; 16]);
+        assert_done(&mut cpu, &mut memory, &far(0x9a, s::CODE_3, 0x5000));
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x5000, 0x7ff8));
+        assert_eq!((memory.dword(0x7ff8), memory.dword(0x7ffc)), (0x1007, 0x2b));
+        // call far word [0x3000]
+        memory.store(0x3000, &[0x34, 0x12, 0x2b, 0]);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0xff, 0x1d, 0, 0x30, 0, 0]);
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x1234, 0x7ff4));
+        assert_eq!((memory.word(0x7ff4), memory.word(0x7ff6)), (0x5007, 0x2b));
+        // jmp far [0x3000]
+        memory.store(0x3000, &[0, 0, 1, 0, 0x2b, 0]);
+        assert_done(&mut cpu, &mut memory, &[0xff, 0x2d, 0, 0x30, 0, 0]);
+        assert_eq!(cpu.eip(), 0x1_0000);
+    }
+
+    #[test]
+    fn a_far_call_that_can_push_only_half_pushes_nothing() {
+        let (mut cpu, mut memory) = (cpu_at(3), memory());
+        memory.remove_page(0x7000);
+        cpu.set_gpr(Gpr::Esp, 0x8004);
+        let fault = page_fault(0x7ffc, true, false);
+        assert_fault(&mut cpu, &mut memory, &far(0x9a, s::CODE_3, 0x5000), fault);
+    }
+}

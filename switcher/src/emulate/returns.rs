@@ -183,3 +183,293 @@ fn moved_esp(segment: &Segment, esp: u32, bytes: u32) -> u32 {
 fn merged(upper: u32, lower: u32) -> u32 {
     upper & 0xffff_0000 | lower & 0xffff
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulate::testing::{
+        Memory, assert_done, assert_fault, cpu_at, memory, page_fault, selector as s, state,
+    };
+
+    /// Memory with dwords on the stack that [`cpu_at`] sets up.
+    fn with_stack(dwords: &[u32]) -> Memory {
+        with_stack_at(0x8000, dwords)
+    }
+
+    fn with_stack_at(esp: u32, dwords: &[u32]) -> Memory {
+        let mut memory = memory();
+        for (index, dword) in dwords.iter().enumerate() {
+            memory.store(esp + index as u32 * 4, &dword.to_le_bytes());
+        }
+        memory
+    }
+
+    fn code(selector: u16) -> u32 {
+        selector.into()
+    }
+
+    #[test]
+    fn far_return_to_the_same_level() {
+        let mut memory = with_stack(&[0x1234, code(s::CODE_1 | 1)]);
+        let mut cpu = cpu_at(1);
+        assert_done(&mut cpu, &mut memory, &[0xcb]);
+        assert_eq!(
+            (cpu.eip(), cpu.gpr(Gpr::Esp), cpu.cpl()),
+            (0x1234, 0x8008, 1)
+        );
+        let mut cpu = cpu_at(1);
+        assert_done(&mut cpu, &mut memory, &[0xca, 0x10, 0]);
+        assert_eq!(cpu.gpr(Gpr::Esp), 0x8018);
+        // The 16-bit form takes words.
+        let mut memory = with_stack(&[0x1234 | code(s::CODE_1 | 1) << 16]);
+        let mut cpu = cpu_at(1);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0xcb]);
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x1234, 0x8004));
+    }
+
+    #[test]
+    fn far_return_to_an_outer_level_empties_inner_segments() {
+        let frame = [
+            0x1234,
+            code(s::CODE_3 | 3),
+            0xaaaa,
+            0x9000,
+            code(s::DATA_3 | 3),
+        ];
+        let mut cpu = cpu_at(1);
+        let outer = Segment {
+            selector: s::DATA_3,
+            ..Segment::flat_data(3)
+        };
+        cpu.set_segment(SegmentRegister::Es, outer);
+        cpu.set_segment(SegmentRegister::Fs, null_segment(2));
+        cpu.set_segment(
+            SegmentRegister::Gs,
+            Segment {
+                attributes: 0xc0bf,
+                ..Segment::flat_code(s::CONFORMING_1 | 1)
+            },
+        );
+        assert_done(&mut cpu, &mut with_stack(&frame), &[0xca, 4, 0]);
+        assert_eq!(
+            (cpu.eip(), cpu.gpr(Gpr::Esp), cpu.cpl()),
+            (0x1234, 0x9004, 3)
+        );
+        assert_eq!(
+            cpu.segment(SegmentRegister::Ss),
+            Segment::flat_data(s::DATA_3 | 3)
+        );
+        assert_eq!(cpu.segment(SegmentRegister::Ds), null_segment(0));
+        assert_eq!(cpu.segment(SegmentRegister::Es), outer);
+        assert_eq!(cpu.segment(SegmentRegister::Fs), null_segment(0));
+        assert_eq!(
+            cpu.segment(SegmentRegister::Gs).selector,
+            s::CONFORMING_1 | 1
+        );
+    }
+
+    #[test]
+    fn returns_refused() {
+        let good_stack = code(s::DATA_3 | 3);
+        for (level, frame, exception) in [
+            (3, [0, 3, 0, 0], Exception::protection(0)),
+            (
+                3,
+                [0, code(s::CODE_1 | 1), 0, 0],
+                Exception::protection(s::CODE_1),
+            ),
+            (
+                3,
+                [0, code(s::CODE_1 | 3), 0, 0],
+                Exception::protection(s::CODE_1),
+            ),
+            (
+                3,
+                [0, code(s::DATA_3 | 3), 0, 0],
+                Exception::protection(s::DATA_3),
+            ),
+            (
+                3,
+                [0, code(s::BEYOND | 3), 0, 0],
+                Exception::protection(s::BEYOND),
+            ),
+            (
+                3,
+                [0, code(s::GATE | 3), 0, 0],
+                Exception::protection(s::GATE),
+            ),
+            (
+                3,
+                [0, code(s::ABSENT_CODE | 3), 0, 0],
+                Exception::not_present(s::ABSENT_CODE),
+            ),
+            (
+                0,
+                [0, code(s::CODE_1), 0, 0],
+                Exception::protection(s::CODE_1),
+            ),
+            (
+                0,
+                [0, code(s::CONFORMING_1), 0, 0],
+                Exception::protection(s::CONFORMING_1),
+            ),
+            (
+                0,
+                [0x1000, code(s::SHORT_CODE), 0, 0],
+                Exception::protection(0),
+            ),
+            (1, [0, code(s::CODE_3 | 3), 0, 0], Exception::protection(0)),
+            (
+                1,
+                [0, code(s::CODE_3 | 3), 0, code(s::DATA_3)],
+                Exception::protection(s::DATA_3),
+            ),
+            (
+                1,
+                [0, code(s::CODE_3 | 3), 0, code(s::DATA_1 | 3)],
+                Exception::protection(s::DATA_1),
+            ),
+            (
+                1,
+                [0, code(s::CODE_3 | 3), 0, code(s::CONSTANT | 3)],
+                Exception::protection(s::CONSTANT),
+            ),
+            (
+                1,
+                [0, code(s::CODE_3 | 3), 0, code(s::ABSENT_DATA | 3)],
+                Exception::stack(s::ABSENT_DATA),
+            ),
+            (
+                1,
+                [0, code(s::ABSENT_CODE | 3), 0, good_stack],
+                Exception::not_present(s::ABSENT_CODE),
+            ),
+        ] {
+            assert_fault(
+                &mut cpu_at(level),
+                &mut with_stack(&frame),
+                &[0xcb],
+                exception,
+            );
+        }
+    }
+
+    #[test]
+    fn a_return_whose_stack_is_missing_changes_nothing() {
+        let mut memory = memory();
+        memory.store(0x8ff4, &0x1234_u32.to_le_bytes());
+        memory.store(0x8ff8, &code(s::CODE_3 | 3).to_le_bytes());
+        memory.remove_page(0x9000);
+        let mut cpu = cpu_at(1);
+        cpu.set_gpr(Gpr::Esp, 0x8ff4);
+        assert_fault(
+            &mut cpu,
+            &mut memory,
+            &[0xcb],
+            page_fault(0x9000, false, false),
+        );
+        let before = state(&cpu);
+        memory.store(0x8ffc, &0x202_u32.to_le_bytes());
+        assert_eq!(
+            iret(&mut cpu, &mut memory, 4),
+            Err(page_fault(0x9000, false, false))
+        );
+        assert_eq!(state(&cpu), before);
+    }
+
+    #[test]
+    fn a_narrow_outer_stack_keeps_the_upper_half_of_esp() {
+        let frame = [
+            0x1234,
+            code(s::CODE_3 | 3),
+            2,
+            0x1111_fff0,
+            code(s::NARROW_STACK | 3),
+        ];
+        let mut cpu = cpu_at(0);
+        cpu.set_gpr(Gpr::Esp, 0x55_8000);
+        assert_eq!(
+            iret(&mut cpu, &mut with_stack_at(0x55_8000, &frame), 4),
+            Ok(())
+        );
+        assert_eq!(cpu.gpr(Gpr::Esp), 0x55_fff0);
+        // retf 16 drops 16 bytes of each stack, and the outer one wraps.
+        let frame = [
+            0x1234,
+            code(s::CODE_3 | 3),
+            0,
+            0,
+            0,
+            0,
+            0x1111_fff0,
+            code(s::NARROW_STACK | 3),
+        ];
+        let mut cpu = cpu_at(0);
+        cpu.set_gpr(Gpr::Esp, 0x55_8000);
+        assert_done(
+            &mut cpu,
+            &mut with_stack_at(0x55_8000, &frame),
+            &[0xca, 0x10, 0],
+        );
+        assert_eq!(cpu.gpr(Gpr::Esp), 0x55_0000);
+    }
+
+    #[test]
+    fn iret_sets_the_flags_its_level_may() {
+        let all = LIVE_FLAGS | TF | IF | IOPL | RF | AC | ID;
+        for (level, iopl, size, expected) in [
+            (0, 0, 4, all),
+            (1, 0, 4, all & !(IF | IOPL)),
+            (1, 1, 4, all & !IOPL | 0x1000),
+            (3, 0, 4, all & !(IF | IOPL)),
+            (3, 3, 4, all),
+            (0, 0, 2, all & 0xffff),
+            (1, 0, 2, all & 0xffff & !(IF | IOPL)),
+        ] {
+            let mut cpu = cpu_at(level);
+            cpu.set_eflags(iopl << 12);
+            let selector = cpu.segment(SegmentRegister::Cs).selector;
+            let mut memory = if size == 4 {
+                with_stack(&[0x1234, selector.into(), all])
+            } else {
+                with_stack(&[0x1234 | u32::from(selector) << 16, all & 0xffff])
+            };
+            assert_eq!(iret(&mut cpu, &mut memory, size), Ok(()));
+            assert_eq!(
+                cpu.eflags(),
+                expected | 2,
+                "level {level}, IOPL {iopl}, size {size}"
+            );
+            assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x1234, 0x8000 + 3 * size));
+        }
+    }
+
+    #[test]
+    fn iret_clears_what_it_may() {
+        let mut cpu = cpu_at(1);
+        cpu.set_eflags(LIVE_FLAGS | IF | RF | AC | ID);
+        let mut memory = with_stack(&[0x1234, code(s::CODE_1 | 1), 0]);
+        assert_eq!(iret(&mut cpu, &mut memory, 4), Ok(()));
+        assert_eq!(cpu.eflags(), IF | 2);
+    }
+
+    #[test]
+    fn no_tasks_and_no_virtual_8086_mode() {
+        let mut memory = with_stack(&[0x1234, code(s::CODE_0), VM]);
+        let mut cpu = cpu_at(0);
+        assert_eq!(
+            iret(&mut cpu, &mut memory, 4),
+            Err(Exception::protection(0))
+        );
+        cpu.set_eflags(NT);
+        assert_eq!(
+            iret(&mut cpu, &mut memory, 4),
+            Err(Exception::protection(0))
+        );
+        // At outer levels VM on the stack means nothing.
+        let mut memory = with_stack(&[0x1234, code(s::CODE_3 | 3), VM]);
+        let mut cpu = cpu_at(3);
+        assert_eq!(iret(&mut cpu, &mut memory, 4), Ok(()));
+        assert_eq!(cpu.eflags(), 2);
+    }
+}

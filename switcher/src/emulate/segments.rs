@@ -208,3 +208,196 @@ pub(super) fn load_far_pointer(
     registers::write(cpu, instruction.op0_register(), offset);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Gpr;
+    use crate::emulate::testing::{
+        assert_done, assert_fault, cpu_at, memory, page_fault, selector as s,
+    };
+
+    /// mov ds, ax
+    const MOV_DS_AX: &[u8] = &[0x8e, 0xd8];
+    /// mov ss, ax
+    const MOV_SS_AX: &[u8] = &[0x8e, 0xd0];
+
+    #[test]
+    fn data_segments_load_at_levels_that_may_see_them() {
+        for (level, selector) in [
+            (0, s::DATA_0),
+            (0, s::DATA_3 | 3),
+            (1, s::DATA_1 | 1),
+            (1, s::DATA_3),
+            (3, s::DATA_3 | 3),
+            (3, s::DATA_3),
+            (3, s::CODE_3),
+            (3, s::CONSTANT | 3),
+            (3, s::CONFORMING_1 | 3),
+            (0, s::DATA_1 | 1),
+        ] {
+            let mut cpu = cpu_at(level);
+            cpu.set_gpr(Gpr::Eax, 0xffff_0000 | u32::from(selector));
+            assert_done(&mut cpu, &mut memory(), MOV_DS_AX);
+            assert_eq!(cpu.segment(SegmentRegister::Ds).selector, selector);
+            assert!(cpu.segment(SegmentRegister::Ds).is_usable());
+            assert_eq!(cpu.eip(), 0x1002);
+        }
+    }
+
+    #[test]
+    fn data_segments_refused() {
+        for (level, selector, exception) in [
+            (3, s::DATA_0, Exception::protection(s::DATA_0)),
+            (3, s::DATA_1 | 3, Exception::protection(s::DATA_1)),
+            (1, s::DATA_0 | 1, Exception::protection(s::DATA_0)),
+            (0, s::DATA_0 | 3, Exception::protection(s::DATA_0)),
+            (1, s::DATA_1 | 3, Exception::protection(s::DATA_1)),
+            (
+                3,
+                s::EXECUTE_ONLY | 3,
+                Exception::protection(s::EXECUTE_ONLY),
+            ),
+            (3, s::GATE | 3, Exception::protection(s::GATE)),
+            (0, s::TASK, Exception::protection(s::TASK)),
+            (3, s::BEYOND | 3, Exception::protection(s::BEYOND)),
+            (
+                3,
+                s::ABSENT_DATA | 3,
+                Exception::not_present(s::ABSENT_DATA),
+            ),
+            (3, s::DATA_3 | 0xfff7, Exception::protection(0xfff4)),
+        ] {
+            let mut cpu = cpu_at(level);
+            cpu.set_gpr(Gpr::Eax, selector.into());
+            assert_fault(&mut cpu, &mut memory(), MOV_DS_AX, exception);
+        }
+    }
+
+    #[test]
+    fn null_selectors_empty_a_data_segment_but_not_the_stack() {
+        for selector in 0..4 {
+            let mut cpu = cpu_at(3);
+            cpu.set_gpr(Gpr::Eax, selector);
+            assert_fault(&mut cpu, &mut memory(), MOV_SS_AX, Exception::protection(0));
+            assert_done(&mut cpu, &mut memory(), MOV_DS_AX);
+            assert_eq!(
+                cpu.segment(SegmentRegister::Ds),
+                null_segment(selector as u16)
+            );
+            // mov al, [0] is not ours; xlatb is, and reads through ds.
+            assert_fault(&mut cpu, &mut memory(), &[0xd7], Exception::protection(0));
+        }
+    }
+
+    #[test]
+    fn a_stack_segment_must_fit_the_level_exactly() {
+        for (level, selector, exception) in [
+            (1, s::DATA_3 | 1, Exception::protection(s::DATA_3)),
+            (1, s::DATA_1, Exception::protection(s::DATA_1)),
+            (3, s::DATA_1 | 3, Exception::protection(s::DATA_1)),
+            (3, s::CONSTANT | 3, Exception::protection(s::CONSTANT)),
+            (3, s::CODE_3 | 3, Exception::protection(s::CODE_3)),
+            (3, s::GATE | 3, Exception::protection(s::GATE)),
+            (3, s::BEYOND | 3, Exception::protection(s::BEYOND)),
+            (3, s::ABSENT_DATA | 3, Exception::stack(s::ABSENT_DATA)),
+        ] {
+            let mut cpu = cpu_at(level);
+            cpu.set_gpr(Gpr::Eax, selector.into());
+            assert_fault(&mut cpu, &mut memory(), MOV_SS_AX, exception);
+        }
+        let mut cpu = cpu_at(3);
+        cpu.set_gpr(Gpr::Eax, (s::NARROW_STACK | 3).into());
+        assert_done(&mut cpu, &mut memory(), MOV_SS_AX);
+        assert_eq!(cpu.segment(SegmentRegister::Ss).base, 0x2_0000);
+    }
+
+    #[test]
+    fn a_load_marks_the_remembered_descriptor_accessed() {
+        let (mut cpu, mut memory) = (cpu_at(0), memory());
+        memory.describe(s::DATA_3, 0x00cf_f200_0000_ffff);
+        cpu.set_gpr(Gpr::Eax, s::DATA_3.into());
+        assert_done(&mut cpu, &mut memory, MOV_DS_AX);
+        assert_eq!(cpu.segment(SegmentRegister::Ds).attributes, 0xc0f3);
+    }
+
+    #[test]
+    fn selectors_are_read_zero_extended() {
+        let (mut cpu, mut memory) = (cpu_at(3), memory());
+        cpu.set_gpr(Gpr::Eax, u32::MAX);
+        cpu.set_gpr(Gpr::Ebx, u32::MAX);
+        assert_done(&mut cpu, &mut memory, &[0x8c, 0xd8]); // mov eax, ds
+        assert_eq!(cpu.gpr(Gpr::Eax), 0x33);
+        assert_done(&mut cpu, &mut memory, &[0x66, 0x8c, 0xdb]); // mov bx, ds
+        assert_eq!(cpu.gpr(Gpr::Ebx), 0xffff_0033);
+        memory.store(0x3000, &[0xff; 4]);
+        assert_done(&mut cpu, &mut memory, &[0x8c, 0x1d, 0, 0x30, 0, 0]); // mov [0x3000], ds
+        assert_eq!(memory.dword(0x3000), 0xffff_0033);
+        memory.store(0x7ff8, &[0xff; 8]);
+        assert_done(&mut cpu, &mut memory, &[0x1e]); // push ds
+        assert_eq!((cpu.gpr(Gpr::Esp), memory.dword(0x7ffc)), (0x7ffc, 0x33));
+        assert_done(&mut cpu, &mut memory, &[0x66, 0x0f, 0xa0]); // push fs, 16 bits
+        assert_eq!((cpu.gpr(Gpr::Esp), memory.word(0x7ffa)), (0x7ffa, 0));
+    }
+
+    #[test]
+    fn segments_load_from_memory_and_the_stack() {
+        let (mut cpu, mut memory) = (cpu_at(3), memory());
+        memory.store(0x3000, &[0x53, 0, 0x99, 0x99]);
+        assert_done(&mut cpu, &mut memory, &[0x8e, 0x05, 0, 0x30, 0, 0]); // mov es, [0x3000]
+        assert_eq!(cpu.segment(SegmentRegister::Es).selector, 0x53);
+        memory.store(0x8000, &[0x33, 0, 0xab, 0xcd]);
+        assert_done(&mut cpu, &mut memory, &[0x07]); // pop es
+        assert_eq!(cpu.segment(SegmentRegister::Es).selector, 0x33);
+        assert_eq!(cpu.gpr(Gpr::Esp), 0x8004);
+        memory.store(0x8004, &[0x11, 0]);
+        assert_fault(&mut cpu, &mut memory, &[0x07], Exception::protection(0x10));
+        memory.remove_page(0x8004);
+        assert_fault(
+            &mut cpu,
+            &mut memory,
+            &[0x07],
+            page_fault(0x8004, false, false),
+        );
+    }
+
+    #[test]
+    fn far_pointers_load_both_registers_or_none() {
+        let (mut cpu, mut memory) = (cpu_at(3), memory());
+        memory.store(0x3000, &[0x78, 0x56, 0x34, 0x12, 0x53, 0]);
+        assert_done(&mut cpu, &mut memory, &[0xc4, 0x05, 0, 0x30, 0, 0]); // les eax, [0x3000]
+        assert_eq!(cpu.gpr(Gpr::Eax), 0x1234_5678);
+        assert_eq!(cpu.segment(SegmentRegister::Es).selector, 0x53);
+        // lfs bx, [0x3002]: selector 0x1234 lies beyond the table.
+        assert_fault(
+            &mut cpu,
+            &mut memory,
+            &[0x66, 0x0f, 0xb4, 0x1d, 0, 0x30, 0, 0],
+            Exception::protection(0x1234),
+        );
+        memory.store(0x3002, &[0x33, 0]);
+        cpu.set_gpr(Gpr::Ebx, u32::MAX);
+        assert_done(
+            &mut cpu,
+            &mut memory,
+            &[0x66, 0x0f, 0xb4, 0x1d, 0, 0x30, 0, 0],
+        );
+        assert_eq!(cpu.gpr(Gpr::Ebx), 0xffff_5678);
+        assert_eq!(cpu.segment(SegmentRegister::Fs).selector, 0x33);
+        for (code, register) in [
+            ([0x0f, 0xb2, 0x0e].as_slice(), SegmentRegister::Ss), // lss ecx, [esi]
+            (&[0xc5, 0x0e], SegmentRegister::Ds),
+            (&[0x0f, 0xb5, 0x0e], SegmentRegister::Gs),
+        ] {
+            memory.store(0x3100, &[1, 2, 3, 4, 0x63, 0]);
+            cpu.set_gpr(Gpr::Esi, 0x3100);
+            assert_done(&mut cpu, &mut memory, code);
+            assert_eq!(cpu.gpr(Gpr::Ecx), 0x0403_0201);
+            assert_eq!(cpu.segment(register).base, 0x2_0000);
+            cpu.set_segment(SegmentRegister::Ds, Segment::flat_data(0x33));
+        }
+        // A register form doesn't exist.
+        let decoded = iced_x86::Decoder::new(32, &[0x0f, 0xb2, 0xc8], 0).decode();
+        assert!(decoded.is_invalid());
+    }
+}

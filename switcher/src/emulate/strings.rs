@@ -346,3 +346,6 @@ impl Strings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
