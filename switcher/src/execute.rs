@@ -15,8 +15,13 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod code_cache;
+pub(crate) mod indirect_jumps;
 pub(crate) mod kick;
+pub(crate) mod mapping_account;
+pub(crate) mod reservation;
 pub(crate) mod signals;
+pub(crate) mod windows;
 
 use std::io;
 
@@ -24,10 +29,14 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The processor is too old.
-    #[error("this processor lacks {0}, which translated code needs: use one made after 2013 (or pass the host's CPU model through to the virtual machine)")]
+    #[error(
+        "this processor lacks {0}, which translated code needs: use one made after 2013 (or pass the host's CPU model through to the virtual machine)"
+    )]
     Processor(&'static str),
     /// Address space can't be reserved.
-    #[error("can't reserve {gib} GiB of address space for {purpose} ({source}): raise `ulimit -v`, and set vm.overcommit_memory to 0 or 1")]
+    #[error(
+        "can't reserve {gib} GiB of address space for {purpose} ({source}): raise `ulimit -v`, and set vm.overcommit_memory to 0 or 1"
+    )]
     AddressSpace {
         /// What it is for.
         purpose: &'static str,
@@ -37,7 +46,9 @@ pub enum SetupError {
         source: io::Error,
     },
     /// Memory for translated code can't be had in the way it must be.
-    #[error("can't map memory for translated code ({0}): a security policy may forbid executable memory files")]
+    #[error(
+        "can't map memory for translated code ({0}): a security policy may forbid executable memory files"
+    )]
     CodeCache(io::Error),
     /// The signal handlers or the alternate signal stack can't be installed.
     #[error("can't set up signal handling ({0})")]

@@ -50,10 +50,23 @@ impl Range {
         let rights = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address the kernel chooses disturbs nobody.
         let base = unsafe {
-            mmap(null_mut(), bytes as usize, rights, MapFlags::SHARED, &file, offset)?
+            mmap(
+                null_mut(),
+                bytes as usize,
+                rights,
+                MapFlags::SHARED,
+                &file,
+                offset,
+            )?
         };
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, bytes, file, offset, base })
+        Ok(Self {
+            start,
+            bytes,
+            file,
+            offset,
+            base,
+        })
     }
 }
 
@@ -96,8 +109,12 @@ impl GuestMemory {
         check_pages(0, bytes)?;
         let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
         ftruncate(&file, u64::from(bytes))?;
-        Self { ranges: Vec::new(), marks: Vec::new(), code_writes: AtomicU64::new(0) }
-            .with_file(GuestPhys(0), file, 0, bytes)
+        Self {
+            ranges: Vec::new(),
+            marks: Vec::new(),
+            code_writes: AtomicU64::new(0),
+        }
+        .with_file(GuestPhys(0), file, 0, bytes)
     }
 
     /// The same memory with another range: `bytes` of `file` from `offset` on appear at `at`.
@@ -130,7 +147,9 @@ impl GuestMemory {
     /// One past the highest physical address, saturated at 2³²−1.
     #[must_use]
     pub fn size(&self) -> u32 {
-        self.ranges.last().map_or(0, |range| range.start.saturating_add(range.bytes))
+        self.ranges
+            .last()
+            .map_or(0, |range| range.start.saturating_add(range.bytes))
     }
 
     /// Whether all of `at..at + len` is memory. Nothing at all (`len` 0) is, anywhere inside.
@@ -147,12 +166,18 @@ impl GuestMemory {
         self.check(at, into.len())?;
         let mut done = 0;
         while done < into.len() {
-            let (from, room) = self.locate(at.0 + done as u32).ok_or(outside(at, into.len()))?;
+            let (from, room) = self
+                .locate(at.0 + done as u32)
+                .ok_or(outside(at, into.len()))?;
             let piece = room.min(into.len() - done);
             // SAFETY: `from` is valid for `room` bytes, and the destination is the host's own
             // memory, which guest memory never overlaps. The copy goes through a pointer the
             // compiler knows nothing about, so each byte is read once.
-            unsafe { into[done..].as_mut_ptr().copy_from_nonoverlapping(from, piece) };
+            unsafe {
+                into[done..]
+                    .as_mut_ptr()
+                    .copy_from_nonoverlapping(from, piece)
+            };
             done += piece;
         }
         Ok(())
@@ -166,7 +191,9 @@ impl GuestMemory {
         self.check(at, from.len())?;
         let mut done = 0;
         while done < from.len() {
-            let (to, room) = self.locate(at.0 + done as u32).ok_or(outside(at, from.len()))?;
+            let (to, room) = self
+                .locate(at.0 + done as u32)
+                .ok_or(outside(at, from.len()))?;
             let piece = room.min(from.len() - done);
             // SAFETY: as in `read`, with the roles exchanged.
             unsafe { to.copy_from_nonoverlapping(from[done..].as_ptr(), piece) };
@@ -230,7 +257,9 @@ impl GuestMemory {
     /// # Errors
     /// When there is no memory.
     pub fn write_u32(&self, at: GuestPhys, value: u32) -> Result<(), OutsideMemory> {
-        let Some(cell) = self.cell(at) else { return self.write(at, &value.to_le_bytes()) };
+        let Some(cell) = self.cell(at) else {
+            return self.write(at, &value.to_le_bytes());
+        };
         cell.store(value, Ordering::Release);
         self.note_write(at, 4);
         Ok(())
@@ -259,7 +288,11 @@ impl GuestMemory {
         let range = self.range(at)?;
         let inside = at - range.start;
         let room = (range.bytes - inside) / PAGE_SIZE;
-        Some((range.file.as_fd(), range.offset + u64::from(inside), room.min(pages)))
+        Some((
+            range.file.as_fd(),
+            range.offset + u64::from(inside),
+            room.min(pages),
+        ))
     }
 
     /// Number of frames from 0 to the highest.
@@ -270,14 +303,19 @@ impl GuestMemory {
     /// Notes that the bytes at `at` have been translated, so that a later write is noticed, and
     /// returns the frame's version: it changes with each such write.
     pub(crate) fn mark_code(&self, at: GuestPhys, len: u32) -> u32 {
-        let Some(mark) = self.marks.get(at.page_number() as usize) else { return 0 };
-        mark.lines.fetch_or(lines(at.offset(), len), Ordering::AcqRel);
+        let Some(mark) = self.marks.get(at.page_number() as usize) else {
+            return 0;
+        };
+        mark.lines
+            .fetch_or(lines(at.offset(), len), Ordering::AcqRel);
         mark.version.load(Ordering::Acquire)
     }
 
     /// How often translated lines of this frame have been written to.
     pub(crate) fn code_version(&self, frame: u32) -> u32 {
-        self.marks.get(frame as usize).map_or(0, |mark| mark.version.load(Ordering::Acquire))
+        self.marks
+            .get(frame as usize)
+            .map_or(0, |mark| mark.version.load(Ordering::Acquire))
     }
 
     /// How often any translated line has been written to: one look tells that nothing changed.
@@ -295,9 +333,9 @@ impl GuestMemory {
 
     /// Whether the bytes at `at` share a line with translated code. They mustn't cross a page.
     pub(crate) fn holds_code(&self, at: GuestPhys, len: u32) -> bool {
-        self.marks.get(at.page_number() as usize).is_some_and(|mark| {
-            mark.lines.load(Ordering::Acquire) & lines(at.offset(), len) != 0
-        })
+        self.marks
+            .get(at.page_number() as usize)
+            .is_some_and(|mark| mark.lines.load(Ordering::Acquire) & lines(at.offset(), len) != 0)
     }
 
     fn note_write(&self, at: GuestPhys, len: usize) {
@@ -326,7 +364,9 @@ impl GuestMemory {
     }
 
     fn range(&self, at: u32) -> Option<&Range> {
-        self.ranges.iter().find(|range| at >= range.start && at - range.start < range.bytes)
+        self.ranges
+            .iter()
+            .find(|range| at >= range.start && at - range.start < range.bytes)
     }
 
     /// Where the byte at `at` lies in this process, and how many follow it there.
@@ -364,13 +404,20 @@ impl CodeMark {
 }
 
 fn outside(at: GuestPhys, len: usize) -> OutsideMemory {
-    OutsideMemory { at, len: u32::try_from(len).unwrap_or(u32::MAX) }
+    OutsideMemory {
+        at,
+        len: u32::try_from(len).unwrap_or(u32::MAX),
+    }
 }
 
 fn check_pages(start: u32, bytes: u32) -> io::Result<()> {
     let whole = start.is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE);
     let fits = bytes > 0 && start.checked_add(bytes).is_some();
-    if whole && fits { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    if whole && fits {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::InvalidInput.into())
+    }
 }
 
 /// The bits of the lines that `len` bytes from `offset` on touch, within one page.
@@ -408,7 +455,13 @@ mod tests {
     fn outside_is_an_error_and_changes_nothing() {
         let memory = memory();
         let error = memory.write(GuestPhys(0x5ffe), &[1; 4]).unwrap_err();
-        assert_eq!(error, OutsideMemory { at: GuestPhys(0x5ffe), len: 4 });
+        assert_eq!(
+            error,
+            OutsideMemory {
+                at: GuestPhys(0x5ffe),
+                len: 4
+            }
+        );
         assert_eq!(memory.read_u16(GuestPhys(0x5ffe)).unwrap(), 0);
         assert!(memory.read_u32(GuestPhys(u32::MAX - 1)).is_err());
         assert!(memory.read_u32(GuestPhys(0x6000)).is_err());
@@ -431,9 +484,16 @@ mod tests {
         memory.write_u32(GuestPhys(0x107c), 1).unwrap();
         assert_eq!((memory.code_version(1), memory.code_writes()), (version, 0));
         memory.write(GuestPhys(0x107e), &[0; 4]).unwrap();
-        assert_eq!((memory.code_version(1), memory.code_writes()), (version + 1, 1));
+        assert_eq!(
+            (memory.code_version(1), memory.code_writes()),
+            (version + 1, 1)
+        );
         memory.write_u32(GuestPhys(0x1080), 1).unwrap();
-        assert_eq!(memory.code_writes(), 1, "the mark is gone after the first write");
+        assert_eq!(
+            memory.code_writes(),
+            1,
+            "the mark is gone after the first write"
+        );
     }
 
     #[test]
