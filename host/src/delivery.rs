@@ -1,0 +1,251 @@
+//! Delivery: entering a handler of the guest.
+//!
+//! The processor pushes where it was, and goes on at the handler, in the kernel's code segment at
+//! level 1. From user mode it changes to the kernel's stack first. The Host does here what the
+//! hardware would, word for word, with two additions: the interrupt flag that the guest sees is the word in
+//! `LguestData`, and a processor that would double-fault ends the guest with a message instead.
+
+use crate::interrupts_and_traps::Gate;
+use crate::kill::Kill;
+use crate::machine::Machine;
+use crate::trace::Event;
+use lguest_abi::segments::{KERNEL_CS, KERNEL_LEVEL};
+use lguest_abi::traps::{BREAKPOINT, DEBUG, FIRST_IRQ, OVERFLOW, PAGE_FAULT, has_error_code};
+use lguest_switcher::address::GuestVirt;
+use lguest_switcher::cpu::{IF, NT, RF, TF, VM};
+use lguest_switcher::environment::Environment;
+use lguest_switcher::{Exception, Gpr, Segment, SegmentRegister};
+
+/// Error code bit 1: the index before it is one of the IDT.
+const IN_IDT: u32 = 2;
+
+impl Machine {
+    /// The guest's code raised an exception.
+    pub(crate) fn trap(&mut self, exception: Exception) -> Result<(), Kill> {
+        let Exception { vector, error, address } = exception;
+        if matches!(vector, BREAKPOINT | OVERFLOW) {
+            // int3 and into are one byte long, and ask the gate's permission as `int n` does.
+            return self.software_interrupt(vector, 1);
+        }
+        if vector == PAGE_FAULT {
+            self.guest.control.cr2 = address.0;
+            if let Some(shared) = &self.guest.shared {
+                shared.set_cr2(&self.guest.memory, address.0);
+            }
+        }
+        if vector == DEBUG {
+            self.guest.control.note_single_step();
+        }
+        let error = has_error_code(vector).then_some(error.unwrap_or(0));
+        let Some(gate) = self.gate(vector)? else {
+            return Err(Kill::NoHandler {
+                vector,
+                error: error.unwrap_or(0),
+                address: GuestVirt(self.guest.control.cr2),
+                eip: self.vcpu.cpu.eip(),
+            });
+        };
+        let (eip, user) = (self.vcpu.cpu.eip(), !self.in_kernel());
+        let address = (vector == PAGE_FAULT).then_some(address);
+        self.guest.trace(|| Event::Trap { vector, error, address, eip, user });
+        self.enter(vector, gate, error)
+    }
+
+    /// The guest executed `int n`, or a shorter form of it; eip is behind the instruction of `length` bytes.
+    ///
+    /// From user mode a gate of level 3 is needed. The kernel was written for level 0, where
+    /// every gate may be used.
+    pub(crate) fn software_interrupt(&mut self, vector: u8, length: u32) -> Result<(), Kill> {
+        let user = !self.in_kernel();
+        let eip = self.vcpu.cpu.eip();
+        match self.gate(vector)? {
+            Some(gate) if !user || gate.level >= self.vcpu.cpu.cpl() => {
+                self.guest.trace(|| Event::Trap { vector, error: None, address: None, eip, user });
+                self.enter(vector, gate, None)
+            }
+            _ => {
+                self.vcpu.cpu.set_eip(eip.wrapping_sub(length));
+                self.trap(Exception::with_error(13, u32::from(vector) * 8 + IN_IDT))
+            }
+        }
+    }
+
+    /// Delivers device interrupt `irq`, which has this gate.
+    pub(crate) fn interrupt(&mut self, irq: u8, gate: Gate) -> Result<(), Kill> {
+        let (eip, user) = (self.vcpu.cpu.eip(), !self.in_kernel());
+        self.guest.interrupts.take(irq);
+        self.guest.trace(|| Event::Interrupt { irq, eip, user });
+        self.enter(FIRST_IRQ + irq, gate, None)
+    }
+
+    /// The gate for `vector`: as LOAD_IDT_ENTRY set it, or from the table that the guest loaded by `lidt`.
+    pub(crate) fn gate(&mut self, vector: u8) -> Result<Option<Gate>, Kill> {
+        let Some(place) = self.guest.gates.place(vector) else {
+            return Ok(self.guest.gates.get(vector));
+        };
+        let Some(Ok(bytes)) = place.map(|at| self.guest.read_table::<8>(at)) else {
+            self.guest.verdict()?;
+            return Ok(None);
+        };
+        let entry = u64::from_le_bytes(bytes);
+        Gate::new(u32::from(vector), entry as u32, (entry >> 32) as u32)
+    }
+
+    /// The kernel is running: at level 1, on a stack segment of that level.
+    pub(crate) fn in_kernel(&self) -> bool {
+        u16::from(self.vcpu.cpu.cpl()) == KERNEL_LEVEL
+    }
+
+    /// Goes to the handler of `gate`.
+    fn enter(&mut self, vector: u8, gate: Gate, error: Option<u32>) -> Result<(), Kill> {
+        let double_fault = |machine: &Self, what, value| Kill::DoubleFault {
+            vector,
+            eip: machine.vcpu.cpu.eip(),
+            what,
+            value,
+        };
+        let code = self.segment(KERNEL_CS);
+        if !code.is_code() || !is_kernel_segment(&code) {
+            return Err(double_fault(
+                self,
+                "the kernel's code segment is unusable",
+                u32::from(KERNEL_CS),
+            ));
+        }
+        let from_user = !self.in_kernel();
+        let (stack, top) = if from_user {
+            let (selector, esp) = self.trap_stack();
+            (self.segment(selector), esp)
+        } else {
+            (self.vcpu.cpu.segment(SegmentRegister::Ss), self.vcpu.cpu.gpr(Gpr::Esp))
+        };
+        if !stack.is_writable() || !is_kernel_segment(&stack) {
+            return Err(double_fault(
+                self,
+                "its stack segment is unusable",
+                u32::from(stack.selector),
+            ));
+        }
+        let frame = self.frame(from_user, error);
+        let esp = push(&stack, top, frame.bytes().len() as u32);
+        let at = GuestVirt(stack.base.wrapping_add(esp));
+        let fits = allows(&stack, esp, frame.bytes().len() as u32);
+        if !fits || self.vcpu.write_virt(&mut self.guest, at, frame.bytes(), false).is_err() {
+            self.guest.verdict()?;
+            return Err(double_fault(self, "its stack can't be written", at.0));
+        }
+        let cpu = &mut self.vcpu.cpu;
+        if from_user {
+            cpu.set_segment(SegmentRegister::Ss, stack);
+        }
+        cpu.set_segment(SegmentRegister::Cs, code);
+        cpu.set_gpr(Gpr::Esp, esp);
+        cpu.set_eip(gate.handler);
+        cpu.set_eflags(cpu.eflags() & !(TF | NT | RF | VM));
+        if gate.disables {
+            self.guest.set_irq_enabled(false);
+        }
+        Ok(())
+    }
+
+    /// The stack for traps from user mode: SET_STACK's, or else that of the task that `ltr` loaded.
+    fn trap_stack(&mut self) -> (u16, u32) {
+        /// Where a task segment has esp0, with ss0 behind it (SDM volume 3, section "Task-State
+        /// Segment").
+        const ESP0: u32 = 4;
+        let stack = self.guest.stack;
+        let (task, segment) = self.guest.segments.task;
+        if stack.segment != 0 || task == 0 {
+            return (stack.segment, stack.esp);
+        }
+        let [e0, e1, e2, e3, s0, s1] =
+            self.guest.read_table(segment.base.wrapping_add(ESP0)).unwrap_or_default();
+        (u16::from_le_bytes([s0, s1]), u32::from_le_bytes([e0, e1, e2, e3]))
+    }
+
+    /// The segment that `selector` names, as it is when loaded at level 1; an unusable one when it names none.
+    fn segment(&mut self, selector: u16) -> Segment {
+        let descriptor = if selector & !3 == 0 { None } else { self.guest.descriptor(selector) };
+        Segment::from_descriptor(selector & !3 | KERNEL_LEVEL, descriptor.unwrap_or(0))
+    }
+
+    /// What is pushed: from the lowest address up, maybe an error code, eip, cs, eflags, and from user mode esp and ss.
+    fn frame(&self, from_user: bool, error: Option<u32>) -> TrapFrame {
+        let cpu = &self.vcpu.cpu;
+        let mut frame = TrapFrame::default();
+        if let Some(error) = error {
+            frame.append(error);
+        }
+        frame.append(cpu.eip());
+        frame.append(u32::from(cpu.segment(SegmentRegister::Cs).selector));
+        frame.append(cpu.eflags() & !IF | self.guest.irq_enabled());
+        if from_user {
+            frame.append(cpu.gpr(Gpr::Esp));
+            frame.append(u32::from(cpu.segment(SegmentRegister::Ss).selector));
+        }
+        frame
+    }
+}
+
+/// Up to six words for the stack.
+#[derive(Default)]
+struct TrapFrame {
+    bytes: [u8; 24],
+    used: usize,
+}
+
+impl TrapFrame {
+    fn append(&mut self, word: u32) {
+        if let Some(place) = self.bytes.get_mut(self.used..self.used + 4) {
+            place.copy_from_slice(&word.to_le_bytes());
+            self.used += 4;
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.used]
+    }
+}
+
+/// Present, and of the kernel's level.
+fn is_kernel_segment(segment: &Segment) -> bool {
+    segment.is_usable() && u16::from(segment.dpl()) == KERNEL_LEVEL
+}
+
+/// The stack pointer after `bytes` were pushed: sp alone moves on a 16-bit stack.
+fn push(stack: &Segment, esp: u32, bytes: u32) -> u32 {
+    let moved = esp.wrapping_sub(bytes);
+    if stack.is_32bit() { moved } else { esp & 0xffff_0000 | moved & 0xffff }
+}
+
+/// The segment's limit allows `bytes` at `offset`.
+fn allows(segment: &Segment, offset: u32, bytes: u32) -> bool {
+    let Some(last) = offset.checked_add(bytes - 1) else { return false };
+    if segment.is_expand_down() { offset > segment.limit } else { last <= segment.limit }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_stacks() {
+        let flat = Segment::flat_data(0x69);
+        assert!(allows(&flat, 0, 24));
+        assert!(!allows(&flat, u32::MAX - 3, 24));
+        let small = Segment { limit: 0xfff, ..flat };
+        assert!(allows(&small, 0xfe8, 24));
+        assert!(!allows(&small, 0xfec, 24));
+        let down = Segment { limit: 0xfff, attributes: flat.attributes | 4, ..flat };
+        assert!(!allows(&down, 0xfff, 24));
+        assert!(allows(&down, 0x1000, 24));
+    }
+
+    #[test]
+    fn a_16_bit_stack_wraps() {
+        let flat = Segment::flat_data(0x69);
+        assert_eq!(push(&flat, 4, 12), 0xffff_fff8);
+        let narrow = Segment { attributes: flat.attributes & !0x4000, ..flat };
+        assert_eq!(push(&narrow, 0x1234_0004, 12), 0x1234_fff8);
+    }
+}

@@ -1,0 +1,125 @@
+//! What the Host asks of whoever has the devices: the launcher.
+//!
+//! The Host moves hypercalls and interrupts; what a console or a disk is, it doesn't know. A
+//! guest sends by naming a *key*, which the launcher recognizes ([`Devices::send`]), and gets data
+//! in buffers that it bound to a key beforehand, which the launcher fills through [`DeviceIo`].
+//! Everything here happens on the vCPU's own thread, between two instructions of the guest, so a
+//! device needs no lock. Other threads (one that waits for the keyboard, say) queue what they
+//! have and kick the vCPU: then [`Devices::poll`] is called.
+//!
+//! The rules of the buffers themselves are in `dma.rs`.
+
+use crate::dma::{BoundBuffer, NoBuffer, Sections};
+use crate::guest::Guest;
+use lguest_switcher::GuestMemory;
+use lguest_switcher::address::GuestPhys;
+use std::time::{Duration, Instant};
+
+/// Why the launcher wants a guest to end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// Somebody at the terminal asked for it.
+    Interrupted,
+    /// The system asked for it.
+    Terminated,
+    /// A device can't go on.
+    Failed(String),
+}
+
+/// The launcher's side of DMA and input.
+pub trait Devices {
+    /// The guest sends `sections`, already found to lie in memory, to `key`.
+    ///
+    /// Gives the number of bytes taken, which the guest sees as `used_len`; `None` when no device
+    /// has that key (the launcher may warn; the guest isn't told).
+    fn send(&mut self, key: GuestPhys, sections: &Sections, io: &mut DeviceIo<'_>) -> Option<u32>;
+
+    /// Called after each kick, and before and after the guest sleeps: the time to deliver queued
+    /// input, or to ask for the end.
+    fn poll(&mut self, io: &mut DeviceIo<'_>) -> Option<Stop>;
+}
+
+/// No devices at all: what a guest sends goes nowhere.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoDevices;
+
+impl Devices for NoDevices {
+    fn send(&mut self, _: GuestPhys, _: &Sections, _: &mut DeviceIo<'_>) -> Option<u32> {
+        None
+    }
+
+    fn poll(&mut self, _: &mut DeviceIo<'_>) -> Option<Stop> {
+        None
+    }
+}
+
+/// A device's hold on a guest that isn't running at the moment.
+pub struct DeviceIo<'a> {
+    guest: &'a mut Guest,
+}
+
+impl<'a> DeviceIo<'a> {
+    pub(crate) fn new(guest: &'a mut Guest) -> Self {
+        Self { guest }
+    }
+
+    /// The guest's memory, by physical address.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.guest.memory
+    }
+
+    /// The lowest free buffer of the array bound to `key`. It stays free until
+    /// [`complete`](Self::complete).
+    ///
+    /// # Errors
+    /// Nothing is bound to `key`, or every buffer is in use. (A buffer with a section outside memory ends the
+    /// guest as soon as the device returns; it counts as in use.)
+    pub fn buffer(&mut self, key: GuestPhys) -> Result<BoundBuffer, NoBuffer> {
+        self.guest.dma.free_buffer(&self.guest.memory, key).unwrap_or_else(|kill| {
+            self.guest.condemn(kill);
+            Err(NoBuffer::NoneFree)
+        })
+    }
+
+    /// Hands `buffer` to the guest with `used` bytes in it, and raises its interrupt.
+    pub fn complete(&mut self, buffer: &BoundBuffer, used: u32) {
+        if let Err(kill) = buffer.mark_used(&self.guest.memory, used) {
+            self.guest.condemn(kill);
+        }
+        self.guest.interrupts.raise(buffer.irq());
+    }
+
+    /// Puts as much of `bytes` as fits into the lowest free buffer bound to `key`, hands it to the
+    /// guest and raises its interrupt. Gives the number of bytes taken.
+    ///
+    /// # Errors
+    /// As [`buffer`](Self::buffer): then nothing was taken.
+    pub fn fill(&mut self, key: GuestPhys, bytes: &[u8]) -> Result<usize, NoBuffer> {
+        let buffer = self.buffer(key)?;
+        let taken = buffer.sections().scatter(&self.guest.memory, bytes);
+        self.complete(&buffer, taken as u32);
+        Ok(taken)
+    }
+
+    /// Raises the interrupt of the array bound to `key`, without any data. Says whether there is
+    /// one.
+    pub fn interrupt(&mut self, key: GuestPhys) -> bool {
+        let irq = self.guest.dma.irq_of(key);
+        if let Some(irq) = irq {
+            self.guest.interrupts.raise(irq);
+        }
+        irq.is_some()
+    }
+
+    /// Raises interrupt `irq`, 0..32; a higher one is ignored.
+    pub fn raise(&mut self, irq: u8) {
+        self.guest.interrupts.raise(irq);
+    }
+
+    /// Asks for another [`Devices::poll`] after at most this time of the guest running: for input that waits
+    /// until the guest frees a buffer, which it does without telling anybody.
+    pub fn poll_again_after(&mut self, time: Duration) {
+        self.guest.clock.poll_at(Instant::now() + time);
+    }
+}

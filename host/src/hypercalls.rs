@@ -1,0 +1,243 @@
+//! Hypercalls: what the guest asks of the Host.
+//!
+//! A guest calls by `int $0x1f`, with a number in eax and up to three arguments. Calls that can
+//! wait it puts into a ring in `LguestData` instead; the ring is served, in order, whenever the guest leaves to the
+//! Host for whatever reason, so always before a direct call. Each call is one line in
+//! [`Machine::carry_out`]; the longer ones have a function here, or live with the thing that they're about.
+
+use crate::clock::{tsc_khz, wallclock};
+use crate::devices::{DeviceIo, Devices};
+use crate::dma::{Sections, check_key, set_used_len};
+use crate::kill::Kill;
+use crate::machine::{End, Machine, Sleep};
+use crate::page_tables::RESERVED;
+use crate::shared_data::{INTERRUPT_BYTES, SharedData};
+use crate::trace::Event;
+use lguest_abi::hypercall::{
+    CRASH_MESSAGE_KEPT, CRASH_MESSAGE_READ, FlushScope, Hypercall, POWER_OFF_MESSAGE, number,
+};
+use lguest_abi::lguest_data::HCALL_RING_SIZE;
+use lguest_abi::segments::{GDT_ENTRIES, KERNEL_LEVEL, TLS_ENTRIES};
+use lguest_switcher::{Access, Gpr, GuestPhys, GuestVirt, PAGE_SIZE, View};
+
+/// Pages of stack that can be pinned.
+const MOST_STACK_PAGES: u32 = 2;
+
+impl Machine {
+    /// The guest executed `int $0x1f`.
+    pub(crate) fn direct_hypercall(&mut self, devices: &mut dyn Devices) -> Result<(), End> {
+        let cpu = &self.vcpu.cpu;
+        let words = [Gpr::Eax, Gpr::Edx, Gpr::Ebx, Gpr::Ecx].map(|register| cpu.gpr(register));
+        let result = self.hypercall(words, false, devices)?;
+        if let Some(result) = result {
+            self.vcpu.cpu.set_gpr(Gpr::Eax, result);
+        }
+        Ok(())
+    }
+
+    /// Serves what is pending in the ring: from where it stopped last, to the first entry that isn't
+    /// pending, each at most once.
+    pub(crate) fn serve_ring(&mut self, devices: &mut dyn Devices) -> Result<(), End> {
+        for _ in 0..HCALL_RING_SIZE {
+            let memory = &self.guest.memory;
+            let Some(words) =
+                self.guest.shared.as_ref().and_then(|shared| shared.next_queued(memory))
+            else {
+                break;
+            };
+            self.hypercall(words, true, devices)?;
+            if let Some(shared) = &mut self.guest.shared {
+                shared.finish_queued(&self.guest.memory);
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out one call. Gives what eax becomes, if anything.
+    fn hypercall(
+        &mut self,
+        words: [u32; 4],
+        queued: bool,
+        devices: &mut dyn Devices,
+    ) -> Result<Option<u32>, End> {
+        let number = words[0];
+        if self.guest.shared.is_none() && number != number::LGUEST_INIT {
+            return Err(Kill::NotInitialized { number }.into());
+        }
+        let call = Hypercall::decode(words).map_err(|_| Kill::UnknownHypercall { number })?;
+        let eip = self.vcpu.cpu.eip();
+        self.guest.trace(|| Event::Hypercall { call, queued, eip });
+        self.carry_out(call, devices)
+    }
+
+    fn carry_out(
+        &mut self,
+        call: Hypercall,
+        devices: &mut dyn Devices,
+    ) -> Result<Option<u32>, End> {
+        match call {
+            Hypercall::FlushAsync => {}
+            Hypercall::LguestInit { data } => self.initialize(GuestPhys(data.0))?,
+            Hypercall::Crash { message } => return Err(self.crash(GuestPhys(message.0))?),
+            Hypercall::LoadGdt { table, entries } => self.load_gdt(GuestPhys(table.0), entries)?,
+            Hypercall::NewPgtable { directory } => self.new_page_table(GuestPhys(directory.0))?,
+            Hypercall::FlushTlb { scope: FlushScope::User } => {
+                self.shadow.flush_user(&mut self.vcpu, &self.guest.memory);
+            }
+            Hypercall::FlushTlb { scope: FlushScope::All } => self.flush_all()?,
+            Hypercall::LoadIdtEntry { vector, low, high } => {
+                self.guest.gates.load(vector, low, high)?
+            }
+            Hypercall::SetStack { segment, esp, pages } => self.set_stack(segment, esp.0, pages)?,
+            Hypercall::Ts { set } => self.set_task_switched(set),
+            Hypercall::SetClockevent { nanoseconds } => self.guest.clock.set_event(nanoseconds),
+            Hypercall::Halt => self.sleep = Sleep::Hypercall,
+            Hypercall::GetWallclock => return Ok(Some(wallclock())),
+            Hypercall::BindDma { key, array, count, irq } => {
+                let (key, array) = (GuestPhys(key.0), GuestPhys(array.0));
+                let bound = self.guest.dma.bind(&self.guest.memory, key, array, count, irq)?;
+                return Ok(Some(bound));
+            }
+            Hypercall::SendDma { key, dma } => {
+                self.send_dma(GuestPhys(key.0), GuestPhys(dma.0), devices)?
+            }
+            Hypercall::SetPte { directory, address, value } => {
+                let (root, address) = (GuestPhys(directory.0).page(), GuestVirt(address.0));
+                self.shadow.set_pte(&mut self.vcpu, &self.guest.memory, root, address, value)?;
+            }
+            Hypercall::SetPmd { directory, index } => {
+                let root = GuestPhys(directory.0).page();
+                self.shadow.set_pmd(&mut self.vcpu, &self.guest.memory, root, index);
+            }
+            Hypercall::LoadTls { descriptors, .. } => self.load_tls(GuestPhys(descriptors.0))?,
+        }
+        Ok(None)
+    }
+
+    /// LGUEST_INIT: the guest says where `LguestData` is.
+    fn initialize(&mut self, data: GuestPhys) -> Result<(), Kill> {
+        if self.guest.shared.is_some() {
+            return Err(Kill::InitializedTwice { data });
+        }
+        let shared = SharedData::start(&self.guest.memory, data, self.guest.id, tsc_khz())?;
+        let watched = GuestVirt(shared.interrupt_words().0.wrapping_add(self.guest.page_offset));
+        self.vcpu.set_watch(Some((watched, INTERRUPT_BYTES)));
+        self.guest.shared = Some(shared);
+        self.flush_all()
+    }
+
+    /// CRASH: how the guest ends, in its own words.
+    fn crash(&self, message: GuestPhys) -> Result<End, Kill> {
+        let mut bytes = [0; CRASH_MESSAGE_READ];
+        self.guest.read("crash message", message, &mut bytes)?;
+        let kept = &bytes[..CRASH_MESSAGE_KEPT];
+        let text = kept.split(|&byte| byte == 0).next().unwrap_or_default();
+        let text = String::from_utf8_lossy(text);
+        Ok(if text == POWER_OFF_MESSAGE { End::PowerOff } else { End::Crashed(text.into_owned()) })
+    }
+
+    /// LOAD_GDT: copies the table.
+    fn load_gdt(&mut self, table: GuestPhys, entries: u32) -> Result<(), Kill> {
+        if entries > GDT_ENTRIES {
+            return Err(Kill::GdtTooLarge { entries });
+        }
+        let mut copy = [0; GDT_ENTRIES as usize];
+        let copy = &mut copy[..entries as usize];
+        self.read_descriptors("GDT", table, copy)?;
+        let base = GuestVirt(table.0.wrapping_add(self.guest.page_offset));
+        self.guest.segments.load_gdt(base, copy);
+        Ok(())
+    }
+
+    /// LOAD_TLS: GDT entries 6 to 8.
+    fn load_tls(&mut self, descriptors: GuestPhys) -> Result<(), Kill> {
+        let mut copy = [0; TLS_ENTRIES as usize];
+        self.read_descriptors("TLS descriptors", descriptors, &mut copy)?;
+        self.guest.segments.load_tls(&copy);
+        Ok(())
+    }
+
+    fn read_descriptors(
+        &self,
+        what: &'static str,
+        at: GuestPhys,
+        into: &mut [u64],
+    ) -> Result<(), Kill> {
+        self.guest.check_range(what, at, into.len() as u32 * 8)?;
+        for (index, descriptor) in (0..).zip(into) {
+            let mut bytes = [0; 8];
+            self.guest.read(what, at.wrapping_add(index * 8), &mut bytes)?;
+            *descriptor = u64::from_le_bytes(bytes);
+        }
+        Ok(())
+    }
+
+    /// NEW_PGTABLE, and a `mov` to cr3: switches to another page directory.
+    pub(crate) fn new_page_table(&mut self, directory: GuestPhys) -> Result<(), Kill> {
+        let root = directory.page();
+        self.guest.check_range("page directory", root, PAGE_SIZE)?;
+        let old = std::mem::replace(&mut self.guest.root, root);
+        if self.shadow.switch(&mut self.vcpu, &self.guest.memory, old, root) {
+            self.pin_stack()?;
+        }
+        Ok(())
+    }
+
+    /// FLUSH_TLB of everything.
+    pub(crate) fn flush_all(&mut self) -> Result<(), Kill> {
+        self.shadow.flush_all(&mut self.vcpu, &self.guest.memory);
+        self.pin_stack()
+    }
+
+    /// SET_STACK: the stack for traps from user mode.
+    fn set_stack(&mut self, segment: u32, esp: u32, pages: u32) -> Result<(), Kill> {
+        if segment & 3 != u32::from(KERNEL_LEVEL) {
+            return Err(Kill::BadStackSegment { selector: segment });
+        }
+        if pages > MOST_STACK_PAGES {
+            return Err(Kill::TooManyStackPages { pages });
+        }
+        let stack = &mut self.guest.stack;
+        (stack.segment, stack.esp, stack.pages) = (segment as u16, esp, pages);
+        self.pin_stack()
+    }
+
+    /// Makes the pages of the trap stack present and writable: the one that holds esp, and the one below.
+    fn pin_stack(&mut self) -> Result<(), Kill> {
+        let stack = self.guest.stack;
+        for page in 0..stack.pages {
+            let address = GuestVirt(stack.esp.wrapping_sub(page * PAGE_SIZE));
+            if address.0 >= RESERVED {
+                return Err(Kill::ReservedAddress { what: "the trap stack", address });
+            }
+            let mapping = self.guest.walk().access(address, Access::Write, false);
+            let mapping =
+                mapping.map_err(|refused| refused.kill_or(Kill::BadStackPage { address }))?;
+            let kernel = address.0 >= self.guest.page_offset;
+            let shown = self.vcpu.mapped(View::Kernel, address.page());
+            if kernel && shown.is_none_or(|shown| !shown.writable) {
+                self.vcpu.map(View::Kernel, mapping);
+            }
+        }
+        Ok(())
+    }
+
+    /// SEND_DMA: to the launcher, since every key is private memory so far.
+    fn send_dma(
+        &mut self,
+        key: GuestPhys,
+        dma: GuestPhys,
+        devices: &mut dyn Devices,
+    ) -> Result<(), Kill> {
+        check_key(&self.guest.memory, key)?;
+        let sections = Sections::read(&self.guest.memory, dma)?;
+        let taken = devices.send(key, &sections, &mut DeviceIo::new(&mut self.guest));
+        self.guest.verdict()?;
+        let offered = sections.bytes();
+        self.guest.trace(|| Event::Sent { key, offered, taken });
+        match taken {
+            Some(taken) => set_used_len(&self.guest.memory, dma, taken),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! One guest, whole: its processor, and everything the Host knows about it.
+//!
+//! [`Machine::run`] is the centre of the Host. It lets the guest run until the processor leaves
+//! for a reason, serves the guest's ring of queued hypercalls, and then does what the reason asks:
+//!
+//! - `int $0x1f` is a hypercall (`hypercalls.rs`);
+//! - another `int`, or an exception, goes to the guest's own handler (`delivery.rs`);
+//! - a privileged instruction is carried out as hardware would (`privileged.rs`);
+//! - a kick says that time has passed, or that a device wants something.
+//!
+//! Before the guest goes on, a pending interrupt is delivered if it can be; if not, the Host makes sure
+//! to notice when it can.
+
+use crate::clock::RECHECK;
+use crate::devices::{DeviceIo, Devices, Stop};
+use crate::guest::Guest;
+use crate::interrupts_and_traps::Gate;
+use crate::kill::Kill;
+use crate::page_tables::adopt_linear_map;
+use crate::shadow::Shadow;
+use crate::trace::Tracer;
+use lguest_abi::hypercall;
+use lguest_abi::segments::{INITIAL_EFLAGS, KERNEL_CS, KERNEL_DS};
+use lguest_abi::traps::FIRST_IRQ;
+use lguest_switcher::{
+    Config, Exit, GuestMemory, GuestPhys, GuestVirt, Kicker, Segment, SegmentRegister, SetupError,
+    Statistics, Vcpu, View,
+};
+use std::sync::Arc;
+
+/// What a guest is made of. The launcher has laid out its memory already.
+#[derive(Clone)]
+pub struct MachineConfig {
+    /// The guest's memory and devices.
+    pub memory: Arc<GuestMemory>,
+    /// What the kernel's linear map adds to a physical address; a multiple of 16 MiB.
+    pub page_offset: u32,
+    /// The first instruction, a virtual address.
+    pub entry: u32,
+    /// The launcher's page directory, with the linear map.
+    pub page_directory: GuestPhys,
+    /// The guest's number, unique on its host.
+    pub guest_id: u16,
+}
+
+/// How a guest ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It switched itself off.
+    PowerOff,
+    /// It gave up, with its own message.
+    Crashed(String),
+    /// The Host ended it.
+    Killed(Kill),
+    /// The launcher's devices asked for it.
+    Stopped(Stop),
+}
+
+impl From<Kill> for End {
+    fn from(kill: Kill) -> Self {
+        Self::Killed(kill)
+    }
+}
+
+/// What a guest that isn't running waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sleep {
+    /// It doesn't sleep.
+    Awake,
+    /// HALT: any interrupt that isn't masked. It enables them itself.
+    Hypercall,
+    /// `hlt`: an interrupt that isn't masked, if interrupts are enabled.
+    Instruction,
+}
+
+/// One guest. It belongs to the thread that made it.
+pub struct Machine {
+    pub(crate) vcpu: Vcpu,
+    pub(crate) guest: Guest,
+    pub(crate) shadow: Shadow,
+    pub(crate) sleep: Sleep,
+    /// `sti` keeps interrupts away for one more instruction.
+    pub(crate) interrupt_shadow: bool,
+    /// The Switcher was told that an interrupt waits to be enabled.
+    watching: bool,
+}
+
+impl Machine {
+    /// A guest at its first instruction.
+    ///
+    /// # Errors
+    /// What this machine lacks to run one, and what would help.
+    pub fn new(config: MachineConfig) -> Result<Self, SetupError> {
+        let MachineConfig { memory, page_offset, entry, page_directory, guest_id } = config;
+        let root = page_directory.page();
+        let kernel_start = GuestVirt(page_offset);
+        let mut vcpu =
+            Vcpu::new(Arc::clone(&memory), Config { kernel_start, ..Config::default() })?;
+        for register in [SegmentRegister::Ds, SegmentRegister::Es, SegmentRegister::Ss] {
+            vcpu.cpu.set_segment(register, Segment::flat_data(KERNEL_DS));
+        }
+        for register in [SegmentRegister::Fs, SegmentRegister::Gs] {
+            vcpu.cpu.set_segment(register, Segment::default());
+        }
+        vcpu.cpu.set_segment(SegmentRegister::Cs, Segment::flat_code(KERNEL_CS));
+        vcpu.cpu.set_eflags(INITIAL_EFLAGS);
+        vcpu.cpu.set_eip(entry);
+        for run in adopt_linear_map(&memory, root, page_offset) {
+            vcpu.map(View::Kernel, run);
+        }
+        let shadow = Shadow::new(&vcpu, root, kernel_start);
+        let guest = Guest::new(memory, page_offset, root, guest_id);
+        let (sleep, interrupt_shadow, watching) = (Sleep::Awake, false, false);
+        Ok(Self { vcpu, guest, shadow, sleep, interrupt_shadow, watching })
+    }
+
+    /// A handle by which any thread can make the guest come out, so that
+    /// [`Devices::poll`] is called.
+    #[must_use]
+    pub fn kicker(&self) -> Kicker {
+        self.vcpu.kicker()
+    }
+
+    /// From now on shows every event to `tracer`; `None` ends that.
+    pub fn set_tracer(&mut self, tracer: Option<Tracer>) {
+        self.guest.tracer = tracer;
+    }
+
+    /// What the processor has done so far.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.vcpu.statistics()
+    }
+
+    /// Runs the guest to its end.
+    pub fn run(&mut self, devices: &mut dyn Devices) -> End {
+        loop {
+            if let Err(end) = self.turn(devices) {
+                return end;
+            }
+        }
+    }
+
+    /// Lets the guest run until it leaves once, and does what it left for.
+    fn turn(&mut self, devices: &mut dyn Devices) -> Result<(), End> {
+        if self.sleep != Sleep::Awake {
+            self.sleep(devices)?;
+        }
+        if self.guest.interrupts.any() {
+            self.deliver_interrupt()?;
+        }
+        if let Some(alarm) = self.guest.clock.alarm() {
+            self.vcpu.set_alarm(Some(alarm));
+        }
+        let exit = self.vcpu.run(&mut self.guest);
+        self.interrupt_shadow = false;
+        self.guest.verdict()?;
+        self.serve_ring(devices)?;
+        match exit {
+            Exit::SoftwareInterrupt(hypercall::VECTOR) if self.in_kernel() => {
+                self.direct_hypercall(devices)
+            }
+            Exit::SoftwareInterrupt(vector) => Ok(self.software_interrupt(vector, 2)?),
+            Exit::Exception(exception) => Ok(self.trap(exception)?),
+            Exit::Privileged(instruction) => Ok(self.privileged(&instruction)?),
+            Exit::Kicked => self.attend(devices),
+            Exit::Watched => Ok(()),
+            Exit::Unsupported(instruction) => Err(self.unsupported(&instruction).into()),
+        }
+    }
+
+    /// After a kick: the clock, and the devices.
+    pub(crate) fn attend(&mut self, devices: &mut dyn Devices) -> Result<(), End> {
+        if let Some(irq) = self.guest.clock.tick() {
+            self.guest.interrupts.raise(irq);
+        }
+        let stop = devices.poll(&mut DeviceIo::new(&mut self.guest));
+        self.guest.verdict()?;
+        stop.map_or(Ok(()), |stop| Err(End::Stopped(stop)))
+    }
+
+    /// The interrupt that can be delivered now: pending, not masked, enabled (or `enabled` says so), outside the
+    /// noirq range, and with a handler.
+    pub(crate) fn deliverable(&mut self, enabled: bool) -> Result<Option<(u8, Gate)>, Kill> {
+        let Some(shared) = &self.guest.shared else { return Ok(None) };
+        let memory = &self.guest.memory;
+        let Some(irq) = self.guest.interrupts.first(shared.blocked_interrupts(memory)) else {
+            return Ok(None);
+        };
+        if !enabled && shared.irq_enabled(memory) == 0
+            || shared.is_noirq(self.vcpu.cpu.eip())
+            || self.interrupt_shadow
+        {
+            return Ok(None);
+        }
+        Ok(self.gate(FIRST_IRQ + irq)?.map(|gate| (irq, gate)))
+    }
+
+    /// Something is pending: delivers it, or sees to it that the moment when it can be isn't missed.
+    ///
+    /// Enabling interrupts is a plain store, which nobody traps. The Switcher watches for the
+    /// usual form of it; for other forms the alarm rings, a little later.
+    fn deliver_interrupt(&mut self) -> Result<(), Kill> {
+        if let Some((irq, gate)) = self.deliverable(false)? {
+            self.interrupt(irq, gate)?;
+        }
+        let waiting = self.guest.shared.is_some() && self.guest.interrupt_can_come();
+        if waiting != self.watching {
+            self.watching = waiting;
+            self.vcpu.set_pending(waiting);
+        }
+        if waiting {
+            self.guest.clock.recheck_after(RECHECK);
+        } else {
+            self.guest.clock.no_recheck();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! The guest's descriptor tables.
+//!
+//! A first-generation guest hands its GDT over by hypercall; the Host keeps a copy and *fixes it
+//! up*, since level 0 isn't the guest's: what it meant for level 0 becomes level 1. Some entries
+//! are the Host's own and stay empty. Which descriptor a selector names is answered here; what
+//! loading it means is the Switcher's business.
+//!
+//! A kernel that executes `lgdt` or `lldt` itself gets what a bare PC would give it: from then on
+//! descriptors are read from its table in memory, at each load.
+
+use lguest_abi::segments::{
+    FLAT_KERNEL_CODE, FLAT_KERNEL_DATA, GDT_ENTRIES, KERNEL_CODE_ENTRY, KERNEL_DATA_ENTRY,
+    RESERVED_ENTRIES, TLS_FIRST,
+};
+use lguest_switcher::address::GuestVirt;
+
+/// Code or data, not a system descriptor (bit 44, S).
+const CODE_OR_DATA: u64 = 1 << 44;
+/// The level, two bits.
+const LEVEL: u64 = 3 << 45;
+/// Level 1.
+const LEVEL_1: u64 = 1 << 45;
+/// The segment has been used.
+const ACCESSED: u64 = 1 << 40;
+/// Selector bit 2: the LDT.
+const TABLE_INDICATOR: u16 = 4;
+
+/// A table register as `lgdt` and `sgdt` have it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct TableRegister {
+    /// Where the table starts.
+    pub(crate) base: GuestVirt,
+    /// Offset of its last byte.
+    pub(crate) limit: u32,
+}
+
+impl TableRegister {
+    /// Address of the eight bytes of entry `index`, if the table reaches so far.
+    pub(crate) fn entry(&self, index: u32) -> Option<GuestVirt> {
+        let offset = index.checked_mul(8)?;
+        (offset + 7 <= self.limit).then(|| self.base.wrapping_add(offset))
+    }
+}
+
+/// Where a descriptor is to be found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// It is this, fixed up already.
+    Known(u64),
+    /// In the guest's memory, to be fixed up when read.
+    Memory(GuestVirt),
+    /// Beyond the table.
+    Nowhere,
+}
+
+/// All that the guest has said about segments.
+#[derive(Clone, Debug)]
+pub(crate) struct Segments {
+    gdt: [u64; GDT_ENTRIES as usize],
+    /// What `sgdt` shows.
+    pub(crate) gdt_register: TableRegister,
+    /// The table in memory counts, since the guest loaded it by `lgdt`.
+    in_memory: bool,
+    /// What `lldt` loaded, with its selector; a null selector is no table.
+    pub(crate) ldt: (u16, TableRegister),
+    /// What `ltr` loaded, with its selector.
+    pub(crate) task: (u16, TableRegister),
+}
+
+impl Segments {
+    /// The tables that a guest starts with: flat kernel code and data.
+    pub(crate) fn new() -> Self {
+        let mut gdt = [0; GDT_ENTRIES as usize];
+        gdt[KERNEL_CODE_ENTRY as usize] = FLAT_KERNEL_CODE;
+        gdt[KERNEL_DATA_ENTRY as usize] = FLAT_KERNEL_DATA;
+        Self {
+            gdt,
+            gdt_register: TableRegister { base: GuestVirt(0), limit: GDT_ENTRIES * 8 - 1 },
+            in_memory: false,
+            ldt: (0, TableRegister::default()),
+            task: (0, TableRegister::default()),
+        }
+    }
+
+    /// LOAD_GDT: takes over the entries of a table that lies at `base`.
+    pub(crate) fn load_gdt(&mut self, base: GuestVirt, entries: &[u64]) {
+        self.set_entries(0, entries);
+        self.gdt_register =
+            TableRegister { base, limit: (entries.len() as u32 * 8).saturating_sub(1) };
+        self.in_memory = false;
+    }
+
+    /// LOAD_TLS: the three entries for thread-local storage.
+    pub(crate) fn load_tls(&mut self, entries: &[u64]) {
+        self.set_entries(TLS_FIRST, entries);
+    }
+
+    fn set_entries(&mut self, first: u32, entries: &[u64]) {
+        for (index, entry) in (first..GDT_ENTRIES).zip(entries) {
+            if !RESERVED_ENTRIES.contains(&index) {
+                self.gdt[index as usize] = fix_up(*entry);
+            }
+        }
+    }
+
+    /// `lgdt`: from now on the table in memory counts.
+    pub(crate) fn use_table_in_memory(&mut self, table: TableRegister) {
+        self.gdt_register = table;
+        self.in_memory = true;
+    }
+
+    /// Address of the GDT entry that `selector` names, if the table is in the guest's memory.
+    pub(crate) fn in_memory_entry(&self, selector: u16) -> Option<GuestVirt> {
+        if !self.in_memory {
+            return None;
+        }
+        self.gdt_register.entry(u32::from(selector >> 3))
+    }
+
+    /// Where the descriptor that `selector` names is.
+    pub(crate) fn find(&self, selector: u16) -> Place {
+        let index = u32::from(selector >> 3);
+        let in_table =
+            |table: &TableRegister| table.entry(index).map_or(Place::Nowhere, Place::Memory);
+        if selector & TABLE_INDICATOR != 0 {
+            return if self.ldt.0 & !3 == 0 { Place::Nowhere } else { in_table(&self.ldt.1) };
+        }
+        if self.in_memory {
+            return in_table(&self.gdt_register);
+        }
+        self.gdt.get(index as usize).map_or(Place::Nowhere, |entry| Place::Known(*entry))
+    }
+}
+
+/// A descriptor as the guest's level 1 needs it: code and data of level 0 become level 1, and
+/// count as accessed. Anything else stays what it is, and faults when it is loaded as a segment.
+pub(crate) const fn fix_up(descriptor: u64) -> u64 {
+    if descriptor & CODE_OR_DATA == 0 {
+        return descriptor;
+    }
+    let raised = if descriptor & LEVEL == 0 { descriptor | LEVEL_1 } else { descriptor };
+    raised | ACCESSED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn level_0_becomes_level_1_and_accessed() {
+        assert_eq!(fix_up(0x00cf_9a00_0000_ffff), 0x00cf_bb00_0000_ffff);
+        assert_eq!(fix_up(0x00cf_9200_0000_ffff), 0x00cf_b300_0000_ffff);
+    }
+
+    #[test]
+    fn other_levels_stay() {
+        assert_eq!(fix_up(0x00cf_fa00_0000_ffff), 0x00cf_fb00_0000_ffff);
+    }
+
+    #[test]
+    fn system_descriptors_stay_as_they_are() {
+        for descriptor in [0, 0x0000_8200_0000_0017, 0x0000_8900_0000_0067] {
+            assert_eq!(fix_up(descriptor), descriptor);
+        }
+    }
+
+    #[test]
+    fn the_hosts_own_entries_are_ignored() {
+        let mut segments = Segments::new();
+        segments.load_gdt(GuestVirt(0), &[FLAT_KERNEL_DATA; GDT_ENTRIES as usize]);
+        for index in RESERVED_ENTRIES {
+            assert_eq!(segments.find(index as u16 * 8), Place::Known(0));
+        }
+        assert_eq!(segments.find(9 * 8), Place::Known(FLAT_KERNEL_DATA));
+        assert_eq!(segments.find(32 * 8), Place::Nowhere);
+    }
+
+    #[test]
+    fn without_an_ldt_its_selectors_name_nothing() {
+        assert_eq!(Segments::new().find(0x0f), Place::Nowhere);
+    }
+}
