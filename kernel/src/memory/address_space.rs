@@ -1,0 +1,222 @@
+//! A process's address space: what its addresses are meant to be, and what is there already.
+//!
+//! Nothing is there until it is touched, but for the program itself: its bytes are in the
+//! archive, and are copied when it is loaded.
+
+use super::frames::Frame;
+use super::page_tables::{OutOfMemory, PageTables};
+use core::ops::Range;
+use lguest_abi::{Phys, Virt};
+use lguest_kernel_logic::areas::{Access, Area, Areas, HIGHEST, LOWEST, PAGE, STACK_LIMIT, TooManyAreas};
+use lguest_system_calls::Errno;
+
+/// Where stacks end. A page is left free below the kernel.
+pub(crate) const STACK_TOP: u32 = HIGHEST - PAGE;
+
+/// Where memory that a process asks for is looked for, downward: below where the stack can grow to.
+const MAPPINGS_TOP: u32 = STACK_TOP - STACK_LIMIT - (1 << 20);
+
+/// What became of a page fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    /// What was missing is there now.
+    Mended,
+    /// The process may not do that.
+    Forbidden,
+    /// It may, but there is no memory left.
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for Errno {
+    fn from(_: OutOfMemory) -> Self {
+        Self::ENOMEM
+    }
+}
+
+/// An address space.
+#[derive(Debug)]
+pub(crate) struct AddressSpace {
+    tables: PageTables,
+    areas: Areas,
+    heap: Range<u32>,
+}
+
+impl AddressSpace {
+    /// An empty one.
+    pub(crate) fn new() -> Result<Self, OutOfMemory> {
+        Ok(Self { tables: PageTables::new()?, areas: Areas::new(), heap: 0..0 })
+    }
+
+    /// The page directory, for the Host.
+    pub(crate) fn directory(&mut self) -> Phys {
+        self.tables.tell()
+    }
+
+    /// How many pages are there.
+    pub(crate) fn pages(&self) -> u32 {
+        self.tables.pages()
+    }
+
+    /// Puts bytes where there will be an area: for a process that hasn't run yet. Pages that aren't there are
+    /// made, with zeros around the bytes.
+    pub(crate) fn place(&mut self, address: u32, bytes: &[u8], access: Access) -> Result<(), Errno> {
+        let end = address.checked_add(bytes.len() as u32).ok_or(Errno::ENOEXEC)?;
+        self.add_area(address..end, access, false)?;
+        let mut at = address;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let offset = at % PAGE;
+            let page = Virt(at - offset);
+            if !self.tables.is_mapped(page) {
+                let frame = Frame::allocate_zeroed().ok_or(OutOfMemory)?;
+                self.tables.map(page, frame, access == Access::Write)?;
+            } else if access == Access::Write {
+                self.tables.protect(page.0..page.0 + PAGE, true);
+            }
+            let (now, later) = rest.split_at(rest.len().min((PAGE - offset) as usize));
+            let place = self.tables.page(page).ok_or(Errno::EFAULT)?;
+            place[offset as usize..][..now.len()].copy_from_slice(now);
+            at += now.len() as u32;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Makes addresses an area, with whole pages. What is mapped there stays.
+    pub(crate) fn add_area(&mut self, range: Range<u32>, access: Access, is_stack: bool) -> Result<(), Errno> {
+        let start = range.start & !(PAGE - 1);
+        let end = range.end.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
+        if start < LOWEST || end > HIGHEST || start >= end {
+            return Err(Errno::ENOMEM);
+        }
+        self.areas.add(Area { start, end, access, is_stack }).map_err(no_room)
+    }
+
+    /// Says where the heap starts; it has no size yet.
+    pub(crate) fn set_heap_start(&mut self, start: u32) {
+        let start = start.next_multiple_of(PAGE);
+        self.heap = start..start;
+    }
+
+    /// Moves the heap's end, if that can be. Answers where it is now.
+    pub(crate) fn move_heap_end(&mut self, end: u32) -> u32 {
+        let old_pages = self.heap.end.next_multiple_of(PAGE);
+        let Some(new_pages) = end.checked_next_multiple_of(PAGE) else {
+            return self.heap.end;
+        };
+        let moved = if end < self.heap.start {
+            false
+        } else if new_pages > old_pages {
+            // A gap is kept above it, so that running over the end is noticed.
+            let wanted = old_pages..new_pages;
+            let with_gap = wanted.start..wanted.end.saturating_add(PAGE);
+            with_gap.end <= MAPPINGS_TOP
+                && self.areas.is_free(&with_gap)
+                && self.add_area(wanted, Access::Write, false).is_ok()
+        } else {
+            new_pages == old_pages || self.unmap(new_pages..old_pages).is_ok()
+        };
+        if moved {
+            self.heap.end = end;
+        }
+        self.heap.end
+    }
+
+    /// Finds room for `length` bytes, at `hint` if that is free.
+    pub(crate) fn find_room(&self, hint: u32, length: u32) -> Option<Range<u32>> {
+        let length = length.checked_next_multiple_of(PAGE)?;
+        let hint = hint & !(PAGE - 1);
+        let hinted = hint..hint.checked_add(length).unwrap_or(0);
+        let fits = hint >= LOWEST && hinted.end > hint && hinted.end <= MAPPINGS_TOP;
+        if fits && self.areas.is_free(&hinted) {
+            return Some(hinted);
+        }
+        self.areas.find_free(length, MAPPINGS_TOP)
+    }
+
+    /// Removes a range of whole pages.
+    pub(crate) fn unmap(&mut self, range: Range<u32>) -> Result<(), Errno> {
+        check_pages(&range)?;
+        self.areas.remove(range.clone()).map_err(no_room)?;
+        self.tables.unmap(range);
+        Ok(())
+    }
+
+    /// Changes how a range of whole pages may be used.
+    pub(crate) fn protect(&mut self, range: Range<u32>, access: Access) -> Result<(), Errno> {
+        check_pages(&range)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let covered = self.areas.protect(range.clone(), access).map_err(no_room)?;
+        match access {
+            // What is in pages nobody may touch is kept out of reach by dropping it when it was never
+            // more than reserved; a page with contents can't be dropped, so it stays readable.
+            Access::None | Access::Read => self.tables.protect(range, false),
+            Access::Write => self.tables.protect(range, true),
+        }
+        if covered { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
+    /// Moves an area's contents to where there is room for more (`mremap`). Answers the new address.
+    pub(crate) fn resize(&mut self, old: Range<u32>, new_length: u32, may_move: bool) -> Result<u32, Errno> {
+        check_pages(&old)?;
+        let new_length = new_length.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
+        let old_length = old.end - old.start;
+        let area = *self.areas.find(old.start).filter(|area| area.end >= old.end).ok_or(Errno::EFAULT)?;
+        if new_length <= old_length {
+            self.unmap(old.start + new_length..old.end)?;
+            return Ok(old.start);
+        }
+        let more = old.end..old.start.checked_add(new_length).ok_or(Errno::ENOMEM)?;
+        if more.end <= MAPPINGS_TOP && self.areas.is_free(&more) {
+            self.add_area(more, area.access, false)?;
+            return Ok(old.start);
+        }
+        if !may_move {
+            return Err(Errno::ENOMEM);
+        }
+        let new = self.areas.find_free(new_length, MAPPINGS_TOP).ok_or(Errno::ENOMEM)?;
+        self.add_area(new.clone(), area.access, false)?;
+        self.tables.relocate(old.start, new.start, old_length)?;
+        self.unmap(old)?;
+        Ok(new.start)
+    }
+
+    /// Deals with a page fault at a user address.
+    pub(crate) fn fault(&mut self, address: u32, write: bool) -> Fault {
+        let area = match self.areas.find(address) {
+            Some(area) => Some(*area),
+            None if self.areas.grow_stack(address) => self.areas.find(address).copied(),
+            None => None,
+        };
+        let needed = if write { Access::Write } else { Access::Read };
+        let Some(area) = area.filter(|area| area.access >= needed) else {
+            return Fault::Forbidden;
+        };
+        let page = Virt(address & !(PAGE - 1));
+        if self.tables.is_mapped(page) {
+            return Fault::Forbidden;
+        }
+        let Some(frame) = Frame::allocate_zeroed() else {
+            return Fault::OutOfMemory;
+        };
+        match self.tables.map(page, frame, area.access == Access::Write) {
+            Ok(()) => Fault::Mended,
+            Err(OutOfMemory) => Fault::OutOfMemory,
+        }
+    }
+}
+
+/// Whether a range consists of whole pages of user addresses.
+fn check_pages(range: &Range<u32>) -> Result<(), Errno> {
+    let good = range.start.is_multiple_of(PAGE)
+        && range.end.is_multiple_of(PAGE)
+        && range.start <= range.end
+        && range.end <= HIGHEST;
+    if good { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+fn no_room(_: TooManyAreas) -> Errno {
+    Errno::ENOMEM
+}

@@ -1,0 +1,46 @@
+//! Page faults: memory that is promised but not there yet, and memory that isn't.
+//!
+//! The address is in cr2, which the next fault overwrites: it is read before interrupts may come.
+
+use super::address_space::Fault;
+use crate::console::println;
+use crate::processes::{self, Ending};
+use crate::traps::fixups;
+use crate::traps::frame::TrapFrame;
+use lguest_abi::paging::fault;
+use lguest_guest::{interrupts, machine};
+use lguest_kernel_logic::areas::HIGHEST;
+
+/// Handles trap 14.
+pub(crate) fn handle(frame: &mut TrapFrame) {
+    let address = machine().read_cr2();
+    if frame.had_interrupts() {
+        interrupts::enable();
+    }
+    let write = frame.error & fault::WRITE != 0;
+    let outcome = if address < HIGHEST {
+        processes::with_current(|process| process.fault(address, write)).unwrap_or(Fault::Forbidden)
+    } else {
+        Fault::Forbidden
+    };
+    match outcome {
+        Fault::Mended => {}
+        Fault::OutOfMemory if frame.from_user() => {
+            println!("{}: killed, memory has run out", processes::current_name());
+            processes::exit(Ending::Killed);
+        }
+        Fault::Forbidden if frame.from_user() => {
+            let verb = if write { "write to" } else { "read" };
+            println!(
+                "{}: killed, it may not {verb} {address:#010x} (eip {:#010x})",
+                processes::current_name(),
+                frame.eip
+            );
+            processes::exit(Ending::Fault);
+        }
+        Fault::OutOfMemory | Fault::Forbidden if fixups::apply(frame) => {}
+        Fault::OutOfMemory | Fault::Forbidden => {
+            panic!("the kernel touched {address:#010x} at {:#010x} (error {:#x})", frame.eip, frame.error)
+        }
+    }
+}
