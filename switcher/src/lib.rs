@@ -29,6 +29,7 @@ mod frame;
 pub mod memory;
 #[allow(unsafe_code, reason = "one instruction")]
 mod timestamp;
+mod translate;
 pub mod vcpu;
 
 pub use address::{GuestPhys, GuestVirt, PAGE_SIZE};

@@ -1,0 +1,258 @@
+//! The proof-reader: emitted code, read back with a foreign eye and judged instruction by instruction.
+//!
+//! That a guest can't reach outside its window rests on a few shapes of operands and a few registers that are
+//! never written. This file knows nothing of how code is emitted; it decodes the bytes and
+//! checks just that. Debug builds ask it about every unit, tests about every input they can think of.
+
+use super::Unit;
+use crate::frame::Frame;
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    OpAccess, OpKind, Register,
+};
+
+/// Stops the program if `unit` could let its guest out.
+///
+/// # Panics
+/// If so: it is a bug in the translator.
+pub(super) fn assert_confined(unit: &Unit) {
+    for code in [&unit.hot, &unit.cold] {
+        if let Err(reason) = check(code) {
+            panic!("{reason}\nin {unit:?}");
+        }
+    }
+}
+
+/// Judges a piece of host code.
+///
+/// # Errors
+/// The first instruction that breaks a rule, and which one.
+pub(super) fn check(code: &[u8]) -> Result<(), String> {
+    let mut factory = InstructionInfoFactory::new();
+    let mut before = Instruction::default();
+    let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
+    let mut strings = Strings::default();
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        let verdict = decodes(&instruction)
+            .and_then(|()| strings.follow(&instruction))
+            .and_then(|()| operands_stay_inside(&instruction))
+            .and_then(|()| goes_nowhere_else(&instruction, &before))
+            .and_then(|()| writes_no_reserved_register(&instruction, &mut factory));
+        if let Err(rule) = verdict {
+            return Err(format!("{rule}: {:?} at {:#x}", instruction, instruction.ip()));
+        }
+        before = instruction;
+    }
+    strings.at_end()
+}
+
+type Verdict = Result<(), &'static str>;
+
+fn decodes(instruction: &Instruction) -> Verdict {
+    if instruction.is_invalid() { Err("not an instruction") } else { Ok(()) }
+}
+
+/// Between `lea rdi, [r14+rdi]` and `mov edi, edi` edi is a host address: only one string instruction, which uses it, may stand there.
+#[derive(Default)]
+struct Strings {
+    /// esi and edi hold host addresses.
+    rebased: [bool; 2],
+    /// The string instruction has been met.
+    done: bool,
+}
+
+impl Strings {
+    fn follow(&mut self, instruction: &Instruction) -> Verdict {
+        let pointers = [Register::RSI, Register::RDI];
+        let halves = [Register::ESI, Register::EDI];
+        if let Some(at) = pointers.iter().position(|&pointer| is_rebase(instruction, pointer)) {
+            self.rebased[at] = true;
+            return if self.done { Err("rebased behind the string instruction") } else { Ok(()) };
+        }
+        if is_string(instruction) {
+            let used = [OpKind::MemorySegRSI, OpKind::MemoryESRDI]
+                .map(|kind| instruction.op_kinds().any(|operand| operand == kind));
+            let once = !std::mem::replace(&mut self.done, true);
+            return if once && used == self.rebased {
+                Ok(())
+            } else {
+                Err("a pointer isn't rebased")
+            };
+        }
+        if !self.done && self.rebased == [false; 2] {
+            return Ok(());
+        }
+        let cut = |half: Register| {
+            instruction.code() == Code::Mov_rm32_r32
+                && instruction.op0_register() == half
+                && instruction.op1_register() == half
+        };
+        let Some(at) = halves.iter().position(|&half| cut(half)) else {
+            return Err("a pointer is a host address here");
+        };
+        let was = std::mem::replace(&mut self.rebased[at], false);
+        self.done = self.rebased != [false; 2];
+        if was { Ok(()) } else { Err("cut without need") }
+    }
+
+    fn at_end(&self) -> Result<(), String> {
+        if self.rebased == [false; 2] { Ok(()) } else { Err("a pointer is never cut".into()) }
+    }
+}
+
+/// `lea pointer, [r14+pointer]`
+fn is_rebase(instruction: &Instruction, pointer: Register) -> bool {
+    instruction.code() == Code::Lea_r64_m
+        && instruction.op0_register() == pointer
+        && is_sum_of(instruction, Register::R14, pointer)
+}
+
+fn is_string(instruction: &Instruction) -> bool {
+    instruction.op_kinds().any(|kind| matches!(kind, OpKind::MemorySegRSI | OpKind::MemoryESRDI))
+}
+
+/// `[base+index]`: no displacement, no factor, no segment.
+fn is_sum_of(instruction: &Instruction, base: Register, index: Register) -> bool {
+    instruction.memory_base() == base
+        && instruction.memory_index() == index
+        && instruction.memory_index_scale() == 1
+        && instruction.memory_displacement64() == 0
+        && instruction.segment_prefix() == Register::None
+}
+
+/// Every operand in memory has one of the shapes that can't leave the window or the frame.
+fn operands_stay_inside(instruction: &Instruction) -> Verdict {
+    if matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop) {
+        return Ok(());
+    }
+    for kind in instruction.op_kinds() {
+        let inside = match kind {
+            OpKind::Memory => memory_stays_inside(instruction),
+            OpKind::MemorySegEDI => instruction.segment_prefix() == Register::GS,
+            OpKind::MemorySegRSI | OpKind::MemoryESRDI => {
+                instruction.segment_prefix() == Register::None
+            }
+            OpKind::MemorySegSI
+            | OpKind::MemorySegDI
+            | OpKind::MemorySegESI
+            | OpKind::MemorySegRDI
+            | OpKind::MemoryESDI
+            | OpKind::MemoryESEDI => false,
+            _ => true,
+        };
+        if !inside {
+            return Err("an operand can leave the window");
+        }
+    }
+    Ok(())
+}
+
+fn memory_stays_inside(instruction: &Instruction) -> bool {
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    let bounded = bit_number_is_bounded(instruction);
+    if instruction.segment_prefix() == Register::GS {
+        let narrow = match (base, index) {
+            (Register::None, Register::None) => instruction.memory_displ_size() == 4,
+            (Register::None, index) => index.is_gpr32(),
+            // xlat's index is al.
+            (base, _) => base.is_gpr32(),
+        };
+        return narrow && bounded && base != Register::R15D && base != Register::R14D;
+    }
+    match base {
+        Register::R15 if index == Register::R10 => is_pick(instruction),
+        Register::R15 => {
+            let first = instruction.memory_displacement64();
+            let size = instruction.memory_size().size() as u64;
+            let fits = first.checked_add(size).is_some_and(|end| end <= size_of::<Frame>() as u64);
+            index == Register::None && fits && instruction.segment_prefix() == Register::None
+        }
+        Register::R14 => {
+            let plain = index == Register::R9 || guest_register(index);
+            plain && bounded && is_sum_of(instruction, base, index)
+        }
+        Register::R10 => bounded && is_sum_of(instruction, base, Register::R9),
+        Register::R11 => is_table_look_up(instruction),
+        _ => false,
+    }
+}
+
+/// `mov r10, [r15+r10*8+PICK]`
+fn is_pick(instruction: &Instruction) -> bool {
+    instruction.code() == Code::Mov_r64_rm64
+        && instruction.op0_register() == Register::R10
+        && instruction.memory_index_scale() == 8
+        && instruction.memory_displacement64() == crate::frame::offset::PICK as u64
+        && instruction.segment_prefix() == Register::None
+}
+
+/// `mov r9d, [r11+r13*4]`
+fn is_table_look_up(instruction: &Instruction) -> bool {
+    instruction.code() == Code::Mov_r32_rm32
+        && instruction.op0_register() == Register::R9D
+        && instruction.memory_index() == Register::R13
+        && instruction.memory_index_scale() == 4
+        && instruction.memory_displacement64() == 0
+        && instruction.segment_prefix() == Register::None
+}
+
+/// A bit string's number is in r13, cut before, or in r9, which Rust fills; never in a guest's register.
+fn bit_number_is_bounded(instruction: &Instruction) -> bool {
+    let bit = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+    );
+    let number = instruction.op1_register();
+    !bit || number == Register::None || number.full_register() == Register::R13
+}
+
+/// A 64-bit register that holds guest state.
+fn guest_register(register: Register) -> bool {
+    use Register as R;
+    matches!(register, R::RAX | R::RCX | R::RDX | R::RBX | R::R12 | R::RBP | R::RSI | R::RDI)
+}
+
+/// Control leaves by direct jumps, by a jump to what was just looked up, and not at all
+/// through the stack or the kernel.
+fn goes_nowhere_else(instruction: &Instruction, before: &Instruction) -> Verdict {
+    let allowed = match instruction.flow_control() {
+        FlowControl::Next | FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
+            !instruction.is_stack_instruction() && !instruction.is_privileged()
+        }
+        FlowControl::IndirectBranch => {
+            let computed = before.code() == Code::Lea_r64_m
+                && before.op0_register() == Register::R9
+                && is_sum_of(before, Register::R9, Register::R8);
+            instruction.code() == Code::Jmp_rm64
+                && instruction.op0_register() == Register::R9
+                && computed
+        }
+        _ => false,
+    };
+    if allowed { Ok(()) } else { Err("control can get away") }
+}
+
+/// The pillars stay, and guest registers keep their upper halves zero.
+fn writes_no_reserved_register(
+    instruction: &Instruction,
+    factory: &mut InstructionInfoFactory,
+) -> Verdict {
+    use Register as R;
+    let info = factory.info(instruction);
+    for used in info.used_registers() {
+        if matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess) {
+            continue;
+        }
+        let whole = used.register().full_register();
+        if matches!(whole, R::R14 | R::R15 | R::R11 | R::R8 | R::RSP) {
+            return Err("a reserved register is written");
+        }
+    }
+    let wide = (0..instruction.op_count()).any(|operand| {
+        guest_register(instruction.op_register(operand))
+            && !matches!(info.op_access(operand), OpAccess::Read | OpAccess::None)
+    });
+    let rebases = [R::RSI, R::RDI].iter().any(|&pointer| is_rebase(instruction, pointer));
+    if wide && !rebases { Err("all 64 bits of a guest register are written") } else { Ok(()) }
+}

@@ -1,0 +1,145 @@
+//! Translation: bytes of 32-bit guest code in, 64-bit host code and a few tables out.
+//!
+//! This folder is pure: it touches no memory but its arguments, knows no addresses of the process,
+//! and contains no `unsafe`. What it emits runs elsewhere; what keeps the guest in is decided here.
+//!
+//! # The scheme
+//!
+//! Most instructions are the same in both modes, so they are decoded, adjusted, and encoded again:
+//! esp becomes r12d, and a memory operand is turned into one that stays inside the *window* (4 GiB of host
+//! address space that mirror the guest's). The table of registers is in [`crate::frame`]. Three rules
+//! hold everywhere:
+//!
+//! - **The upper halves of the registers that hold guest state are zero** at every boundary
+//!   between guest instructions, so `[r14+reg]` is an address in the window.
+//! - **What is added between guest instructions leaves the flags alone**: `mov`, `lea`, `movzx`,
+//!   `jrcxz` and the BMI2 shifts do; `add` and `cmp` don't.
+//! - **A fault comes before any effect**: where one guest instruction becomes several, those that can fault
+//!   come first, or start again from the beginning without harm.
+//!
+//! # The story, in order
+//!
+//! - [`classify`]: which way each instruction goes;
+//! - [`plan`]: how far a run of guest code, a *unit*, reaches;
+//! - [`unit`]: the unit's host code, instruction by instruction;
+//! - [`operands`], [`high_bytes`], [`bit_strings`]: instructions re-encoded, and where their operand lies;
+//! - [`stack`], [`strings`], [`branches`], [`fpu`]: instructions with sequences of their own;
+//! - [`assembler`], [`stubs`]: emitting, and leaving;
+//! - [`confinement`]: the emitted code, read back and judged.
+
+#![forbid(unsafe_code)]
+
+mod assembler;
+mod bit_strings;
+mod branches;
+mod classify;
+#[cfg(any(test, debug_assertions))]
+mod confinement;
+mod fpu;
+mod high_bytes;
+mod operands;
+mod plan;
+mod stack;
+mod strings;
+mod stubs;
+#[cfg(test)]
+mod tests;
+mod unit;
+
+pub(crate) use plan::decoder;
+pub(crate) use stubs::runtime;
+pub(crate) use unit::translate;
+
+/// What a piece of translated code takes for granted about the processor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Assumptions {
+    /// Level 3. Nothing is emitted differently for it; it keeps the worlds apart.
+    pub(crate) user: bool,
+    /// [`Cpu::is_flat`](crate::cpu::Cpu::is_flat): cs, ss, ds and es needn't be looked at.
+    pub(crate) flat: bool,
+    /// Stop after one instruction.
+    pub(crate) step: bool,
+}
+
+/// How an instruction's memory operand is reached; learned from its faults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Route {
+    /// In the current window.
+    Window,
+    /// In the window that [`Frame::pick`](crate::frame::Frame) names for its address.
+    Picked,
+    /// In the bounce buffer: Rust copies it in before and out after.
+    Bounced,
+    /// Not at all: Rust carries out the whole instruction.
+    Emulated,
+}
+
+/// A piece of guest code to translate.
+pub(crate) struct Request<'a> {
+    /// Address of the first instruction.
+    pub(crate) eip: u32,
+    /// The code from `eip` to the end of its page; for a straddler, on into the next page as far as it can be
+    /// read (15 bytes in all matter).
+    pub(crate) bytes: &'a [u8],
+    /// The first instruction runs over the end of its page: translate it alone.
+    pub(crate) straddles: bool,
+    pub(crate) assumptions: Assumptions,
+    /// Cache offset where [`Unit::hot`] will be placed.
+    pub(crate) hot: u32,
+    /// Cache offset where [`Unit::cold`] will be placed.
+    pub(crate) cold: u32,
+    /// Cache offset of an instruction in the same page that can be jumped to.
+    pub(crate) known: &'a dyn Fn(u32) -> Option<u32>,
+    /// The route of the instruction at an address.
+    pub(crate) learned: &'a dyn Fn(u32) -> Route,
+    /// Start and end of the addresses whose stores are watched.
+    pub(crate) watch: Option<(u32, u32)>,
+}
+
+/// Host code for a run of guest instructions.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    /// The code itself. It may begin with padding: its entry is the first point.
+    pub(crate) hot: Vec<u8>,
+    /// Exits that are seldom taken.
+    pub(crate) cold: Vec<u8>,
+    /// Where each guest instruction begins, in ascending order of host offset.
+    pub(crate) points: Vec<Point>,
+    /// Jumps to code of the same page that isn't translated yet.
+    pub(crate) chains: Vec<Chain>,
+    /// Bytes of guest code from [`Request::eip`] on that the unit depends on.
+    pub(crate) guest_len: u32,
+}
+
+/// A boundary between guest instructions.
+///
+/// In front of it all state is canonical, but for one kind: behind a `rep` string instruction there is a
+/// second point with the next instruction's address and `len` 0, where only the upper halves of rsi and rdi may
+/// still be set (so who leaves there stores 32 bits of them, and must not enter there).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Point {
+    /// Cache offset.
+    pub(crate) host: u32,
+    /// The guest instruction that begins here.
+    pub(crate) eip: u32,
+    /// Its length.
+    pub(crate) len: u8,
+    /// Can be jumped to from anywhere. Otherwise what runs here relies on what ran before.
+    pub(crate) entry: bool,
+    /// A repeated string instruction: whoever interrupts it anywhere before the next point may leave with this
+    /// point's eip.
+    pub(crate) rep: bool,
+}
+
+/// A jump that goes to an exit ([`Reason::Chain`](crate::frame::Reason::Chain)) until its target is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Chain {
+    /// Cache offset of the jump's rel32.
+    pub(crate) site: u32,
+    /// Guest address of the target, in the same page.
+    pub(crate) target: u32,
+}
+
+/// The first instruction runs over the end of the bytes given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NeedsMore;

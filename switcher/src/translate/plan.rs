@@ -1,0 +1,135 @@
+//! How far a unit reaches: the guest code is read once before anything is emitted.
+//!
+//! A unit is a straight run of instructions inside one page. Knowing all of it first tells where
+//! loops begin (they are aligned), and which checks the one before has already made.
+
+use super::classify::{Class, Way, classify};
+use super::{NeedsMore, Request};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind};
+
+/// Instructions in a unit at most.
+const LONGEST: usize = 256;
+
+/// How many other instructions may stand between two FPU instructions that share one check.
+const FPU_GAP: usize = 3;
+
+/// A decoder of guest code that takes no byte for more than our processor knows: the prefix of `tzcnt`, `lzcnt`
+/// and `wbnoinvd` is one that `bsf`, `bsr` and `wbinvd` ignore.
+pub(crate) fn decoder(bytes: &[u8], eip: u32) -> Decoder<'_> {
+    const OLD: u32 =
+        DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
+    Decoder::with_ip(32, bytes, u64::from(eip), OLD)
+}
+
+/// One guest instruction of a unit.
+pub(super) struct Step {
+    pub(super) instruction: Instruction,
+    pub(super) class: Class,
+    /// A backward branch of this unit leads here.
+    pub(super) loop_head: bool,
+    /// Begins with the look at CR0.TS.
+    pub(super) checks_fpu: bool,
+    /// Can be jumped to from anywhere.
+    pub(super) entry: bool,
+}
+
+impl Step {
+    /// The instruction's address.
+    pub(super) fn eip(&self) -> u32 {
+        self.instruction.ip32()
+    }
+}
+
+/// What comes behind a unit's last instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// Nothing: it goes elsewhere.
+    Elsewhere,
+    /// The instruction at this address.
+    Next(u32),
+    /// The instruction at this address, which runs over the end of the page: X.
+    Straddler(u32),
+}
+
+/// A unit before it is translated.
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    pub(super) end: End,
+}
+
+/// Reads the unit that begins at the request's eip.
+pub(super) fn plan(request: &Request<'_>) -> Result<Plan, NeedsMore> {
+    let single = request.straddles || request.assumptions.step;
+    let longest = if single { 1 } else { LONGEST };
+    let mut decoder = decoder(request.bytes, request.eip);
+    let mut steps: Vec<Step> = Vec::with_capacity(32);
+    let end = loop {
+        let eip = decoder.ip() as u32;
+        let joins = !steps.is_empty() && (request.known)(eip).is_some();
+        if steps.len() == longest || joins || !decoder.can_decode() && !steps.is_empty() {
+            break End::Next(eip);
+        }
+        let instruction = decoder.decode();
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            if steps.is_empty() {
+                return Err(NeedsMore);
+            }
+            break End::Straddler(eip);
+        }
+        let class = classify(instruction.code());
+        steps.push(Step { instruction, class, loop_head: false, checks_fpu: false, entry: true });
+        if !class.way.falls_through() {
+            break End::Elsewhere;
+        }
+    };
+    let targets = note_branch_targets(&mut steps);
+    share_fpu_checks(&mut steps, &targets);
+    Ok(Plan { steps, end })
+}
+
+/// Where a direct branch goes.
+pub(super) fn direct_target(instruction: &Instruction) -> Option<u32> {
+    match instruction.op0_kind() {
+        OpKind::NearBranch32 => Some(instruction.near_branch32()),
+        _ => None,
+    }
+}
+
+/// The instructions of the unit that direct branches of the unit lead to, loop heads marked.
+fn note_branch_targets(steps: &mut [Step]) -> Vec<bool> {
+    let mut targets = vec![false; steps.len()];
+    for source in 0..steps.len() {
+        let Some(target) = direct_target(&steps[source].instruction) else { continue };
+        if let Ok(at) = steps.binary_search_by_key(&target, Step::eip) {
+            targets[at] = true;
+            steps[at].loop_head |= at <= source;
+        }
+    }
+    targets
+}
+
+/// Decides which FPU instructions look at CR0.TS: the first of each group. The others of the group, and what stands
+/// between, can then only be reached from it.
+fn share_fpu_checks(steps: &mut [Step], targets: &[bool]) {
+    let mut checked: Option<usize> = None;
+    for at in 0..steps.len() {
+        let straight = steps[at].class.way.is_straight() && !targets[at];
+        if steps[at].class.fpu {
+            match checked {
+                Some(last) if straight => {
+                    steps[last + 1..=at].iter_mut().for_each(|step| step.entry = false);
+                }
+                _ => steps[at].checks_fpu = true,
+            }
+            checked = (steps[at].class.way == Way::Native).then_some(at);
+        } else if !straight || checked.is_some_and(|last| at - last > FPU_GAP) {
+            checked = None;
+        }
+    }
+}
+
+/// Whether an instruction that couldn't be decoded was longer than the 15 bytes that the processor takes
+/// (SDM volume 3, "General-Protection Exception").
+pub(super) fn is_too_long(instruction: &Instruction) -> bool {
+    instruction.code() == Code::INVALID && instruction.len() == 15
+}

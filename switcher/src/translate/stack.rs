@@ -1,0 +1,129 @@
+//! The guest's stack: esp is r12d, and pushing is a store and an `lea`.
+//!
+//! The store comes before esp moves, so that a fault finds the instruction's beginning. Stores go through gs, since they have a
+//! displacement; loads are from `[r14+r12]`. When the stack segment isn't flat, or the stack has
+//! turned out to be out of reach, Rust does it all.
+
+use super::Route;
+use super::assembler::{Place, Reg, Sum, Width};
+use super::operands::{Reach, has_memory, host_register};
+use super::unit::Translator;
+use iced_x86::{Instruction, OpKind, Register};
+
+/// What the stack pointer points to.
+const TOP: Place = Place::Window(Reg::STACK);
+
+impl Translator<'_> {
+    /// The reach of the explicit operand of an instruction that works on the stack; `None` when
+    /// Rust has to do it.
+    pub(super) fn reach_beside_stack(
+        &self,
+        instruction: &Instruction,
+        route: Route,
+    ) -> Option<Reach> {
+        if !self.request.assumptions.flat {
+            return None;
+        }
+        if !has_memory(instruction) {
+            return (route == Route::Window).then_some(Reach::Window);
+        }
+        Some(self.reach(instruction, route)).filter(|&reach| reach != Reach::Bounced)
+    }
+
+    pub(super) fn push(&mut self, instruction: &Instruction, route: Route) {
+        let Some(reach) = self.reach_beside_stack(instruction, route) else {
+            return self.emulated(instruction);
+        };
+        let (width, bytes) = stack_width(instruction);
+        let below = Place::Stack(-bytes);
+        match instruction.op0_kind() {
+            OpKind::Register => {
+                // esp itself is pushed as it was.
+                let from = host_register(instruction.op0_register());
+                self.hot.store(width, below, from);
+            }
+            OpKind::Memory => {
+                self.load_to_r13(instruction, reach, width);
+                self.hot.store(width, below, Reg::R13);
+            }
+            _ => self.hot.store_constant(width, below, instruction.immediate(0) as u32),
+        }
+        self.move_stack(i32::from(-bytes));
+    }
+
+    pub(super) fn pop(&mut self, instruction: &Instruction, route: Route) {
+        let Some(reach) = self.reach_beside_stack(instruction, route) else {
+            return self.emulated(instruction);
+        };
+        let (width, bytes) = stack_width(instruction);
+        if instruction.op0_kind() == OpKind::Memory {
+            self.hot.load(width, Reg::R13, TOP);
+            let target = with_moved_stack(instruction, bytes);
+            self.store_from_r13(&target, reach, width);
+            self.move_stack(i32::from(bytes));
+            self.watch(&target, reach);
+            return;
+        }
+        let to = host_register(instruction.op0_register());
+        match (to, width) {
+            // What is popped wins over the addition.
+            (Reg::STACK, Width::Dword) => self.hot.load(width, Reg::STACK, TOP),
+            (Reg::STACK, _) => {
+                self.hot.load(width, Reg::R13, TOP);
+                self.move_stack(i32::from(bytes));
+                self.hot.copy(width, Reg::STACK, Reg::R13);
+            }
+            _ => {
+                self.hot.load(width, to, TOP);
+                self.move_stack(i32::from(bytes));
+            }
+        }
+    }
+
+    /// `leave`: esp becomes ebp, and ebp is popped.
+    pub(super) fn leave(&mut self, instruction: &Instruction, route: Route) {
+        if !self.request.assumptions.flat || route != Route::Window {
+            return self.emulated(instruction);
+        }
+        let (width, bytes) = stack_width(instruction);
+        self.hot.load(width, Reg::R13, Place::Window(Reg::EBP));
+        self.hot.lea(Width::Dword, Reg::STACK, Sum::plus(Reg::EBP, i32::from(bytes)));
+        self.hot.copy(width, Reg::EBP, Reg::R13);
+    }
+
+    /// Pushes a return address.
+    pub(super) fn push_constant(&mut self, value: u32) {
+        self.hot.store_constant(Width::Dword, Place::Stack(-4), value);
+        self.move_stack(-4);
+    }
+
+    /// `r13d = what is on top`, and esp moves by `bytes`.
+    pub(super) fn pop_to_r13(&mut self, bytes: i32) {
+        self.hot.load(Width::Dword, Reg::R13, TOP);
+        self.move_stack(bytes);
+    }
+
+    /// `lea r12d, [r12+bytes]`
+    fn move_stack(&mut self, bytes: i32) {
+        self.hot.lea(Width::Dword, Reg::STACK, Sum::plus(Reg::STACK, bytes));
+    }
+}
+
+/// The width of what is pushed or popped, and its bytes.
+fn stack_width(instruction: &Instruction) -> (Width, i8) {
+    use iced_x86::Code as C;
+    let word = instruction.stack_pointer_increment().abs() == 2 || instruction.code() == C::Leavew;
+    if word { (Width::Word, 2) } else { (Width::Dword, 4) }
+}
+
+/// `pop` to memory computes its address with the esp that has moved already (SDM volume 2, "POP").
+fn with_moved_stack(instruction: &Instruction, bytes: i8) -> Instruction {
+    let mut moved = *instruction;
+    if instruction.memory_base() == Register::ESP {
+        let displacement = instruction.memory_displacement32().wrapping_add(bytes as u32);
+        moved.set_memory_displacement64(u64::from(displacement));
+        let small = i8::try_from(displacement as i32).is_ok();
+        moved.set_memory_displ_size(if small { 1 } else { 4 });
+    }
+    moved
+}

@@ -1,0 +1,213 @@
+//! From a plan to host code: the unit, instruction by instruction.
+//!
+//! Code goes into two pieces. *Hot* code is what normally runs, in guest order; *cold* code is exits that
+//! are seldom taken, out of the way of the processor's fetcher.
+
+use super::assembler::{Assembler, OpenJump};
+use super::classify::Way;
+use super::plan::{End, Plan, Step, is_too_long, plan};
+use super::stubs::{exit, exit_with};
+use super::{Chain, NeedsMore, Point, Request, Route, Unit};
+use crate::frame::Reason;
+use iced_x86::{Encoder, Instruction};
+
+/// Units begin at a multiple of this.
+const UNIT_ALIGNMENT: u32 = 16;
+
+/// Loop heads begin at a multiple of this, a cache line: a tight loop across two ran half as fast.
+const LOOP_ALIGNMENT: u32 = 64;
+
+/// #DB's and #BP's and others' numbers (SDM volume 3, table "Protected-Mode Exceptions and Interrupts").
+const BREAKPOINT: u32 = 3;
+const INVALID_OPCODE: u32 = 6;
+/// #GP with error code 0, as [`Frame::detail`](crate::frame::Frame::detail) has it.
+const PROTECTION: u32 = 13 | 1 << 8;
+
+/// Translates the unit that begins at `request.eip`.
+///
+/// # Errors
+/// When its first instruction runs over the end of the bytes: ask again with `straddles`.
+pub(crate) fn translate(request: &Request<'_>) -> Result<Unit, NeedsMore> {
+    let plan = plan(request)?;
+    let mut translator = Translator::new(request, plan.steps.len());
+    for (at, step) in plan.steps.iter().enumerate() {
+        translator.begin(step, at == 0);
+        translator.one(step);
+    }
+    let unit = translator.finish(&plan);
+    #[cfg(debug_assertions)]
+    super::confinement::assert_confined(&unit);
+    Ok(unit)
+}
+
+/// A unit in the making.
+pub(super) struct Translator<'r> {
+    pub(super) request: &'r Request<'r>,
+    pub(super) hot: Assembler,
+    pub(super) cold: Assembler,
+    encoder: Encoder,
+    points: Vec<Point>,
+    /// Jumps to guest addresses that the unit's end decides.
+    branches: Vec<(OpenJump, u32)>,
+}
+
+impl<'r> Translator<'r> {
+    fn new(request: &'r Request<'r>, steps: usize) -> Self {
+        Self {
+            request,
+            hot: Assembler::new(request.hot, steps * 16 + 64),
+            cold: Assembler::new(request.cold, steps * 8 + 32),
+            encoder: Encoder::new(64),
+            points: Vec::with_capacity(steps + 1),
+            branches: Vec::new(),
+        }
+    }
+
+    fn begin(&mut self, step: &Step, first: bool) {
+        if first {
+            self.hot.align(UNIT_ALIGNMENT);
+        } else if step.loop_head {
+            self.hot.align(LOOP_ALIGNMENT);
+        }
+        self.point(Point {
+            host: self.hot.here(),
+            eip: step.eip(),
+            len: step.instruction.len() as u8,
+            entry: step.entry,
+            rep: step.class.way == Way::String && super::strings::is_repeated(&step.instruction),
+        });
+    }
+
+    pub(super) fn point(&mut self, point: Point) {
+        self.points.push(point);
+    }
+
+    /// One instruction.
+    fn one(&mut self, step: &Step) {
+        let instruction = &step.instruction;
+        if step.checks_fpu {
+            self.check_fpu(instruction);
+        }
+        let route = (self.request.learned)(step.eip());
+        if route == Route::Emulated && may_be_emulated(step.class.way) {
+            self.emulated(instruction);
+            return;
+        }
+        match step.class.way {
+            Way::Native => self.native(instruction, route),
+            Way::Nothing => self.hot.nop(),
+            Way::Lea => self.lea(instruction),
+            Way::BitString => self.bit_string(instruction, route),
+            Way::Environment => self.bounced(instruction),
+            Way::MaskedStore => self.masked_store(instruction, route),
+            Way::TableLookup => self.table_lookup(instruction, route),
+            Way::Push => self.push(instruction, route),
+            Way::Pop => self.pop(instruction, route),
+            Way::Leave => self.leave(instruction, route),
+            Way::Call => self.call(instruction, route),
+            Way::Jump => self.jump(instruction, route),
+            Way::Return => self.ret(instruction, route),
+            Way::Conditional => self.conditional(instruction),
+            Way::Counted => self.counted(instruction),
+            Way::String => self.string(instruction, route),
+            Way::Emulated | Way::EmulatedTransfer => self.emulated(instruction),
+            Way::Breakpoint => self.exception(instruction.next_ip32(), BREAKPOINT),
+            Way::Interrupt => {
+                let number = u32::from(instruction.immediate8());
+                exit_with(&mut self.hot, Reason::Interrupt, instruction.next_ip32(), number);
+            }
+            Way::Undefined if is_too_long(instruction) => {
+                self.exception(instruction.ip32(), PROTECTION);
+            }
+            Way::Undefined => self.exception(instruction.ip32(), INVALID_OPCODE),
+        }
+    }
+
+    fn exception(&mut self, eip: u32, detail: u32) {
+        exit_with(&mut self.hot, Reason::Exception, eip, detail);
+    }
+
+    /// Rust does the whole instruction.
+    pub(super) fn emulated(&mut self, instruction: &Instruction) {
+        exit(&mut self.hot, Reason::Sensitive, instruction.ip32());
+    }
+
+    /// Encodes a finished host instruction. One that can't be is left to Rust: the classification
+    /// promises that there is none, and the tests try them all.
+    pub(super) fn encode(&mut self, host: &Instruction) {
+        let encoded = self.encoder.encode(host, 0);
+        let mut buffer = self.encoder.take_buffer();
+        if encoded.is_ok() {
+            self.hot.raw(&buffer);
+        } else {
+            debug_assert!(false, "{:?} of {host:?}", encoded.err());
+            self.emulated(host);
+        }
+        buffer.clear();
+        self.encoder.set_buffer(buffer);
+    }
+
+    /// A jump in hot or cold code to guest address `target`, to be decided at the end of the unit.
+    pub(super) fn branch(&mut self, jump: OpenJump, target: u32) {
+        self.branches.push((jump, target));
+    }
+
+    fn finish(mut self, plan: &Plan) -> Unit {
+        match plan.end {
+            End::Elsewhere => {}
+            End::Next(eip) if self.request.assumptions.step => {
+                exit(&mut self.hot, Reason::Stop, eip);
+            }
+            End::Next(eip) => self.go_to(eip),
+            End::Straddler(eip) => exit_with(&mut self.hot, Reason::Chain, eip, 0),
+        }
+        let mut chains = Vec::new();
+        for (jump, target) in std::mem::take(&mut self.branches) {
+            if let Some(host) = self.inside(target) {
+                self.hot.close(jump, host);
+                continue;
+            }
+            let site = jump.site();
+            self.hot.close(jump, self.cold.here());
+            if self.request.assumptions.flat {
+                exit_with(&mut self.cold, Reason::Chain, target, site);
+                chains.push(Chain { site, target });
+            } else {
+                exit_with(&mut self.cold, Reason::Chain, target, 0);
+            }
+        }
+        let guest_len = plan.steps.iter().map(|step| step.instruction.len() as u32).sum();
+        Unit {
+            hot: self.hot.finish(),
+            cold: self.cold.finish(),
+            points: self.points,
+            chains,
+            guest_len,
+        }
+    }
+
+    /// Host offset of an instruction of this unit that may be jumped to.
+    fn inside(&self, eip: u32) -> Option<u32> {
+        let at = self.points.partition_point(|point| point.eip < eip);
+        let mut same = self.points[at..].iter().take_while(|point| point.eip == eip);
+        same.find(|point| point.entry).map(|point| point.host)
+    }
+}
+
+/// Whether Rust knows how to do such an instruction as a whole. The others have one explicit
+/// memory operand, which goes through the bounce buffer at worst.
+fn may_be_emulated(way: Way) -> bool {
+    !matches!(
+        way,
+        Way::Native
+            | Way::Nothing
+            | Way::Lea
+            | Way::BitString
+            | Way::Environment
+            | Way::Conditional
+            | Way::Counted
+            | Way::Breakpoint
+            | Way::Interrupt
+            | Way::Undefined
+    )
+}
