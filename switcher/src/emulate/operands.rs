@@ -8,7 +8,7 @@ use iced_x86::{Instruction, OpKind, Register};
 
 /// Bytes of the instruction's operand size: 2 with an operand-size prefix, otherwise 4. (Byte
 /// operands have no such size.)
-pub(crate) fn operand_size(instruction: &Instruction) -> u32 {
+pub(super) fn operand_size(instruction: &Instruction) -> u32 {
     if instruction.code().op_code().operand_size() == 16 {
         2
     } else {
@@ -47,7 +47,7 @@ pub(super) fn write_memory(
 ///
 /// # Errors
 /// What the memory access raises.
-pub(crate) fn read_operand(
+pub(super) fn read_operand(
     cpu: &Cpu,
     bus: &mut dyn Bus,
     instruction: &Instruction,
@@ -78,7 +78,7 @@ pub(crate) fn read_operand(
 ///
 /// # Errors
 /// What the memory access raises; nothing has changed then.
-pub(crate) fn write_operand(
+pub(super) fn write_operand(
     cpu: &mut Cpu,
     bus: &mut dyn Bus,
     instruction: &Instruction,

@@ -111,7 +111,7 @@ fn read_stack(cpu: &Cpu, bus: &mut dyn Bus, offset: u32, size: u32) -> Result<u3
 ///
 /// # Errors
 /// #SS(0) outside the stack segment, or the page fault; nothing has changed then.
-pub(crate) fn push_value(
+pub(super) fn push_value(
     cpu: &mut Cpu,
     bus: &mut dyn Bus,
     size: u32,
