@@ -5,21 +5,28 @@
 //! carries out. Each file holds one mechanism and states what its unsafe code rests on:
 //!
 //! - [`reservation`]: address space, reserved and given back;
-//! - [`windows`]: the guest's 4 GiB, as mappings of its memory;
+//! - [`windows`]: the guest's 4 GiB, as mappings of its memory, and [`mapping_account`]: how many
+//!   of those the process can have;
 //! - [`indirect_jumps`]: where translated code looks up the targets of indirect branches;
-//! - [`code_cache`]: translated code;
+//! - [`code_cache`]: translated code, and [`host_map`]: the way back from it to the guest's;
 //! - [`crossing`]: the assembly between Rust and translated code;
-//! - [`signals`]: faults and preemption;
-//! - [`kick`] and [`alarm`]: how a virtual CPU is called back;
-//! - [`fpu`]: whose x87 registers are in the processor.
+//! - [`gs_base`], [`fpu`]: what a crossing leaves in the processor;
+//! - [`signals`], [`signal_stack`]: faults and preemption;
+//! - [`kick`], [`alarm`]: how a virtual CPU is called back.
 
 #![allow(unsafe_code)]
 
+pub(crate) mod alarm;
 pub(crate) mod code_cache;
+pub(crate) mod crossing;
+pub(crate) mod fpu;
+pub(crate) mod gs_base;
+pub(crate) mod host_map;
 pub(crate) mod indirect_jumps;
 pub(crate) mod kick;
 pub(crate) mod mapping_account;
 pub(crate) mod reservation;
+pub(crate) mod signal_stack;
 pub(crate) mod signals;
 pub(crate) mod windows;
 
