@@ -1,0 +1,182 @@
+//! Where everything lies in a guest's memory before its first instruction.
+//!
+//! The guest wakes up with paging on, so somebody must have written page tables; it is told by
+//! nobody how much memory it has, so a page of facts must lie where it looks for them. From the
+//! bottom: the boot parameters ([`boot_parameters`](crate::boot_parameters)), the command line,
+//! the kernel's own segments, a great deal of nothing; and from the top down: the initrd, one page
+//! directory, the [linear page tables](crate::linear_page_tables). Above all that, beyond what
+//! the guest is told is memory, lies the page that lists its devices.
+//!
+//! This is a contract with every kernel that was ever built for this interface: the order is not
+//! ours to choose.
+
+use crate::linear_page_tables::LinearPageTables;
+use crate::loader::{Kernel, Segment};
+use crate::memory_size::MemorySize;
+use crate::{boot_parameters, boot_parameters::BootParameters};
+use lguest_switcher::{GuestMemory, GuestPhys, OutsideMemory, PAGE_SIZE};
+
+// ANCHOR: memory_layout
+/// The places of everything in one guest's memory, found to fit.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    memory: MemorySize,
+    command_line: Vec<u8>,
+    initrd: Option<Initrd>,
+    page_tables: LinearPageTables,
+}
+
+/// The initrd's place, at the very top of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Initrd {
+    /// Its first byte, at a page's start.
+    pub start: GuestPhys,
+    /// Its bytes, rounded up to pages.
+    pub size: u32,
+}
+// ANCHOR_END: memory_layout
+
+/// Why a guest can't be laid out as asked.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// A segment of the kernel lies beyond its memory.
+    #[error(
+        "the kernel needs memory up to {end:#x}, and {memory} end at {limit:#x}",
+        limit = memory.bytes()
+    )]
+    KernelOutsideMemory {
+        /// The first byte behind the kernel.
+        end: u64,
+        /// The memory asked for.
+        memory: MemorySize,
+    },
+    /// The kernel lies where the boot parameters go.
+    #[error("the kernel begins at {0}, where the launcher puts its boot parameters")]
+    KernelTooLow(GuestPhys),
+    /// The command line runs into the kernel.
+    #[error(
+        "the kernel's arguments take {length} bytes, and there is room for {room} before the kernel"
+    )]
+    ArgumentsTooLong {
+        /// The bytes they take, spaces and end included.
+        length: usize,
+        /// The bytes there are.
+        room: u32,
+    },
+    /// An argument that the guest would read as several, or as the end.
+    #[error("the kernel's argument {0:?} has a zero byte in it")]
+    BadArgument(String),
+    /// The initrd and the page tables run into the kernel from above.
+    #[error(
+        "{memory} of memory is too little: the kernel, {initrd} bytes of initrd and its page tables need {needed} bytes"
+    )]
+    TooLittleMemory {
+        /// The memory asked for.
+        memory: MemorySize,
+        /// The initrd's bytes.
+        initrd: u64,
+        /// What would do, in bytes.
+        needed: u64,
+    },
+}
+
+impl Layout {
+    /// Finds places for a kernel, the words of its command line and `initrd` bytes of initrd
+    /// (0 for none).
+    ///
+    /// # Errors
+    /// What doesn't fit.
+    pub fn plan(
+        memory: MemorySize,
+        kernel: &Kernel,
+        arguments: &[String],
+        initrd: u64,
+    ) -> Result<Self, LayoutError> {
+        let command_line = command_line(arguments, kernel)?;
+        if kernel.end() > u64::from(memory.bytes()) {
+            return Err(LayoutError::KernelOutsideMemory { end: kernel.end(), memory });
+        }
+        let mapped = LinearPageTables::reach(memory, kernel.page_offset());
+        let initrd_size = initrd.next_multiple_of(u64::from(PAGE_SIZE));
+        let needed = kernel.end() + initrd_size + u64::from(LinearPageTables::size(mapped));
+        // Everything is at most `needed` from the top, so that nothing below can wrap.
+        let (true, Ok(initrd_size)) =
+            (needed <= u64::from(memory.bytes()), u32::try_from(initrd_size))
+        else {
+            return Err(LayoutError::TooLittleMemory { memory, initrd, needed });
+        };
+        let below_initrd = GuestPhys(memory.bytes() - initrd_size);
+        Ok(Self {
+            memory,
+            command_line,
+            initrd: (initrd > 0).then_some(Initrd { start: below_initrd, size: initrd_size }),
+            page_tables: LinearPageTables::below(below_initrd, mapped, kernel.page_offset()),
+        })
+    }
+
+    /// Writes everything to where it belongs, and nothing else: the memory must be fresh, all
+    /// zero. `kernel` and `initrd` are those the layout was planned for.
+    ///
+    /// # Errors
+    /// The memory is smaller than planned.
+    pub fn fill(
+        &self,
+        memory: &GuestMemory,
+        kernel: &Kernel,
+        initrd: &[u8],
+    ) -> Result<(), OutsideMemory> {
+        let parameters = BootParameters { memory: self.memory, initrd: self.initrd };
+        memory.write(boot_parameters::ADDRESS, &parameters.to_page())?;
+        memory.write(boot_parameters::COMMAND_LINE, &self.command_line)?;
+        for segment in kernel.segments() {
+            memory.write(segment.phys(), segment.bytes())?;
+        }
+        if let Some(place) = self.initrd {
+            memory.write(place.start, initrd)?;
+        }
+        for (at, table) in self.page_tables.pages() {
+            memory.write(at, &table)?;
+        }
+        Ok(())
+    }
+
+    /// The page directory to start with.
+    #[must_use]
+    pub fn page_directory(&self) -> GuestPhys {
+        self.page_tables.directory()
+    }
+
+    /// Where the initrd goes, if there is one.
+    #[must_use]
+    pub fn initrd(&self) -> Option<Initrd> {
+        self.initrd
+    }
+
+    /// The page that lists the guest's devices: the first one beyond its memory.
+    #[must_use]
+    pub fn devices(&self) -> GuestPhys {
+        GuestPhys(self.memory.bytes())
+    }
+}
+
+/// Each word followed by a space, and a zero byte at the end: checked to fit below the kernel.
+fn command_line(arguments: &[String], kernel: &Kernel) -> Result<Vec<u8>, LayoutError> {
+    let mut line = Vec::new();
+    for argument in arguments {
+        if argument.contains('\0') {
+            return Err(LayoutError::BadArgument(argument.clone()));
+        }
+        line.extend_from_slice(argument.as_bytes());
+        line.push(b' ');
+    }
+    line.push(0);
+    let start = kernel.segments().first().map_or(GuestPhys(u32::MAX), Segment::phys);
+    match start.0.checked_sub(boot_parameters::COMMAND_LINE.0) {
+        None | Some(0) => Err(LayoutError::KernelTooLow(start)),
+        Some(room) if line.len() as u64 > u64::from(room) => {
+            Err(LayoutError::ArgumentsTooLong { length: line.len(), room })
+        }
+        Some(_) => Ok(line),
+    }
+}

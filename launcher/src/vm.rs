@@ -1,0 +1,236 @@
+//! **A virtual machine**, from what it is made of to how it ended.
+//!
+//! This is the whole launcher in two functions: [`VmBuilder::build`] lays out memory and makes the
+//! Host's [`Machine`], and [`Vm::run`] lends it the devices until the guest ends. The `lguest` command does
+//! nothing that a program with this library can't.
+
+use crate::console::{Console, ConsoleDevice};
+use crate::control::{Control, StopReason, Stopper};
+use crate::devices::{DEVICE_BYTES, DeviceSet, write_descriptors};
+use crate::layout::{Layout, LayoutError};
+use crate::loader::{Kernel, KernelError};
+use crate::memory_size::MemorySize;
+use crate::terminal::RawTerminal;
+use lguest_host::{End, Kill, Machine, MachineConfig, SetupError, Tracer};
+use lguest_switcher::GuestMemory;
+use std::io;
+use std::sync::Arc;
+
+/// Everything a virtual machine is made of. [`Vm::builder`] gives one with sixty-four mebibytes, the bundled
+/// kernel, and a console that nobody listens to.
+#[derive(Default)]
+#[must_use]
+pub struct VmBuilder {
+    memory: MemorySize,
+    kernel: Option<Kernel>,
+    arguments: Vec<String>,
+    initrd: Vec<u8>,
+    console: Console,
+    tracer: Option<Tracer>,
+}
+
+/// A virtual machine that is ready to run. It belongs to the thread that built it.
+pub struct Vm {
+    machine: Machine,
+    console: Console,
+    control: Arc<Control>,
+}
+
+/// How a guest ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// It powered itself off.
+    PowerOff,
+    /// It gave up, with this message.
+    Crashed(String),
+    /// The Host ended it, because it broke the rules.
+    Killed(Kill),
+    /// Somebody asked for it.
+    Stopped(StopReason),
+}
+
+/// Why a virtual machine couldn't be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The bundled kernel isn't one.
+    #[error("the bundled kernel can't be booted: {0}")]
+    BundledKernel(#[from] KernelError),
+    /// Something doesn't fit into its memory.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The host has no memory for it.
+    #[error("{size} of memory can't be had: {error}")]
+    NoMemory {
+        /// What was asked for.
+        size: MemorySize,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// This machine or system lacks something that the engine needs.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The host is out of something small.
+    #[error("no descriptors for a virtual machine: {0}")]
+    NoDescriptors(io::Error),
+}
+
+/// Why the host couldn't go on running a guest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The terminal can't be made raw.
+    #[error("the terminal can't be made raw: {0}")]
+    Terminal(io::Error),
+    /// The input can't be read by a thread of its own.
+    #[error("the console's input can't be set up: {0}")]
+    Input(io::Error),
+    /// The console's output isn't taken: a full disk, or a reader that left.
+    #[error("the console's output can't be written: {0}")]
+    Output(io::Error),
+}
+
+impl VmBuilder {
+    /// How much memory the guest has.
+    pub fn memory(mut self, size: MemorySize) -> Self {
+        self.memory = size;
+        self
+    }
+
+    /// Boots this kernel rather than the bundled one.
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = Some(kernel);
+        self
+    }
+
+    /// The words of the kernel's command line. None may have a zero byte in it.
+    pub fn arguments<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
+        self.arguments = words.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The guest's first files: what the kernel finds as its initrd, usually a cpio archive. An empty one is none.
+    pub fn initrd(mut self, archive: Vec<u8>) -> Self {
+        self.initrd = archive;
+        self
+    }
+
+    /// What its console is bound to.
+    pub fn console(mut self, console: Console) -> Self {
+        self.console = console;
+        self
+    }
+
+    /// Who sees what guest and Host say to each other; see [`Trace`](crate::Trace).
+    pub fn trace(mut self, tracer: Tracer) -> Self {
+        self.tracer = Some(tracer);
+        self
+    }
+
+    /// Makes the machine, with everything in memory and nothing run yet.
+    ///
+    /// # Errors
+    /// What doesn't fit, or what this machine or system lacks, with what would help.
+    pub fn build(self) -> Result<Vm, BuildError> {
+        let kernel = match self.kernel {
+            Some(kernel) => kernel,
+            None => Kernel::bundled()?,
+        };
+        let initrd = self.initrd.len() as u64;
+        let layout = Layout::plan(self.memory, &kernel, &self.arguments, initrd)?;
+        let memory = guest_memory(self.memory, &layout, &kernel, &self.initrd)
+            .map_err(|error| BuildError::NoMemory { size: self.memory, error })?;
+        let mut machine = Machine::new(MachineConfig {
+            memory: Arc::new(memory),
+            page_offset: kernel.page_offset().0,
+            entry: kernel.entry().0,
+            page_directory: layout.page_directory(),
+            guest_id: guest_id(),
+        })?;
+        machine.set_tracer(self.tracer);
+        let control = Control::new().map_err(|error| BuildError::NoDescriptors(error.into()))?;
+        control.attach(machine.kicker());
+        Ok(Vm { machine, console: self.console, control: Arc::new(control) })
+    }
+}
+
+impl Vm {
+    /// A machine to be described.
+    pub fn builder() -> VmBuilder {
+        VmBuilder::default()
+    }
+
+    /// A handle that ends the guest from another thread.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper::new(Arc::clone(&self.control))
+    }
+
+    /// Runs the guest to its end, on this thread.
+    ///
+    /// # Errors
+    /// The host can't go on; the guest was ended then, and knows nothing of it.
+    pub fn run(mut self) -> Result<Ending, RunError> {
+        let _raw = match &self.console.input {
+            Some(input) => {
+                RawTerminal::enter(input).map_err(|error| RunError::Terminal(error.into()))?
+            }
+            None => None,
+        };
+        let console = ConsoleDevice::start(self.console, &self.control).map_err(RunError::Input)?;
+        let mut devices = DeviceSet::new(console, Arc::clone(&self.control));
+        let end = self.machine.run(&mut devices);
+        if let Some(error) = devices.failure() {
+            return Err(RunError::Output(error.into()));
+        }
+        Ok(match end {
+            End::PowerOff => Ending::PowerOff,
+            End::Crashed(message) => Ending::Crashed(message),
+            End::Killed(kill) => Ending::Killed(kill),
+            End::Stopped(_) => {
+                Ending::Stopped(self.control.wish().unwrap_or(StopReason::Requested))
+            }
+        })
+    }
+}
+
+/// Memory with everything in its place.
+fn guest_memory(
+    size: MemorySize,
+    layout: &Layout,
+    kernel: &Kernel,
+    initrd: &[u8],
+) -> io::Result<GuestMemory> {
+    let memory = GuestMemory::new(size.bytes() + DEVICE_BYTES)?;
+    layout
+        .fill(&memory, kernel, initrd)
+        .and_then(|()| write_descriptors(&memory, layout.devices()))
+        .map_err(io::Error::other)?;
+    Ok(memory)
+}
+
+/// A number that no other guest on this host has at the moment, as far as sixteen bits go: what
+/// the guest's network address is made of.
+fn guest_id() -> u16 {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static GUESTS: AtomicU32 = AtomicU32::new(0);
+    let nth = GUESTS.fetch_add(1, Ordering::Relaxed);
+    std::process::id().wrapping_add(nth) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lguest_switcher::GuestPhys;
+
+    #[test]
+    fn the_device_page_lies_directly_above_memory() {
+        let kernel = Kernel::bundled().unwrap();
+        let layout = Layout::plan(MemorySize::DEFAULT, &kernel, &[], 0).unwrap();
+        let memory = guest_memory(MemorySize::DEFAULT, &layout, &kernel, &[]).unwrap();
+        let mut descriptors = [0; 24];
+        memory.read(GuestPhys(64 << 20), &mut descriptors).unwrap();
+        assert_eq!(descriptors[..2], [1, 0], "the first is a console");
+        assert_eq!(descriptors[2..], [0; 22], "and there is no second");
+    }
+}

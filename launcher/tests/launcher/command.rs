@@ -1,0 +1,134 @@
+//! The command as a user types it: what it prints, and its exit statuses.
+
+use crate::tiny_guest::{crashing, power_off};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use tempfile::{NamedTempFile, TempPath};
+
+/// The command, with nothing on its standard input.
+pub(crate) fn lguest(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lguest"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// A file with these bytes, which lives as long as the value.
+pub(crate) fn file(bytes: &[u8]) -> TempPath {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    file.into_temp_path()
+}
+
+/// Runs the command, and gives its exit status and what it printed to both sides.
+pub(crate) fn finish(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+/// What the command says to this kernel with these options, when it doesn't boot it.
+fn refusal(kernel: &[u8], options: &[&str]) -> String {
+    let kernel = file(kernel);
+    let mut command = lguest(&["run"]);
+    let (status, out, error) = finish(command.args(options).arg(&kernel));
+    assert_eq!((status, out.as_str()), (Some(2), ""), "{error}");
+    error.replace(&kernel.display().to_string(), "KERNEL")
+}
+
+#[test]
+fn a_bad_kernel_is_a_sentence_and_status_2() {
+    let whole = power_off();
+    assert_eq!(refusal(b"", &[]), "lguest: KERNEL can't be booted: the file is empty\n");
+    assert_eq!(
+        refusal(&whole[..20], &[]),
+        "lguest: KERNEL can't be booted: it is cut short: the ELF header would end at byte 52, and the file has 20\n"
+    );
+    assert_eq!(
+        refusal(&std::fs::read(env!("CARGO_BIN_EXE_lguest")).unwrap(), &[]),
+        "lguest: KERNEL can't be booted: it is a 64-bit ELF file, and lguest runs 32-bit kernels\n"
+    );
+    let unsigned: Vec<u8> = whole.iter().map(|&b| if b == b'G' { b'g' } else { b }).collect();
+    assert_eq!(
+        refusal(&unsigned, &[]),
+        "lguest: KERNEL can't be booted: there is no \"GenuineLguest\" in it: it was built without support for running under lguest\n"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_sentence_and_status_2() {
+    let missing = PathBuf::from("no/such/file");
+    for arguments in [
+        vec!["run", "no/such/file"],
+        vec!["run", "--initrd", "no/such/file"],
+        vec!["run", "--trace", "no/such/file"],
+        vec!["inspect", "no/such/file"],
+    ] {
+        let (status, out, error) = finish(&mut lguest(&arguments));
+        assert_eq!((status, out.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(error.contains(&missing.display().to_string()), "{error}");
+        assert!(error.contains("No such file or directory"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_is_a_sentence_and_status_2() {
+    for (size, sentence) in [
+        ("1K", "1K of memory is too little: a guest needs at least 1M"),
+        ("100G", "100G of memory is too much: a 32-bit guest reaches at most 4092M"),
+        ("lots", "\"lots\" is no memory size: write a number and K, M or G, such as 64M"),
+    ] {
+        let error = refusal(&power_off(), &["--memory", size]);
+        assert!(error.contains(sentence), "{error}");
+        assert!(!error.contains("panicked"), "{error}");
+    }
+    assert_eq!(
+        refusal(&power_off(), &["--memory", "1M"]),
+        "lguest: the kernel needs memory up to 0x20000b, and 1M end at 0x100000\n"
+    );
+}
+
+#[test]
+fn wrong_usage_is_status_2() {
+    for arguments in [&[][..], &["boot"], &["run", "--fast"], &["run", "one", "two"], &["inspect"]]
+    {
+        let (status, out, error) = finish(&mut lguest(arguments));
+        assert_eq!((status, out.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(error.contains("Usage"), "{error}");
+    }
+}
+
+#[test]
+fn help_teaches() {
+    let (status, out, _) = finish(&mut lguest(&["run", "--help"]));
+    assert_eq!(status, Some(0));
+    for part in ["--memory", "--initrd", "--trace", "three ^C", "Exit status:", "143"] {
+        assert!(out.contains(part), "{part} isn't in:\n{out}");
+    }
+    let (status, out, _) = finish(&mut lguest(&["--help"]));
+    assert_eq!(status, Some(0));
+    assert!(out.contains("Examples:"), "{out}");
+}
+
+#[test]
+fn inspect_shows_what_the_loader_sees() {
+    let kernel = file(&crashing("hello"));
+    let mut command = lguest(&["inspect"]);
+    let (status, out, error) = finish(command.arg(&kernel));
+    assert_eq!((status, error.as_str()), (Some(0), ""));
+    let (first, rest) = out.split_once('\n').unwrap();
+    assert_eq!(first, format!("{}: 32-bit x86 ELF executable", kernel.display()));
+    assert!(rest.contains("0x00200000  0xc0200000          6          6"), "{rest}");
+    assert!(rest.contains("memory is mapped at  0xc0000000"), "{rest}");
+    assert!(rest.contains("the lguest entry is  0xc010000d"), "{rest}");
+}
+
+#[test]
+fn inspect_refuses_what_run_refuses() {
+    let kernel = file(b"MZ");
+    let mut command = lguest(&["inspect"]);
+    let (status, out, error) = finish(command.arg(&kernel));
+    assert_eq!((status, out.as_str()), (Some(2), ""));
+    assert!(error.ends_with("can't be booted: it is neither an ELF file nor a bzImage\n"));
+}
