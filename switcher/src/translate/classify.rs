@@ -315,5 +315,7 @@ fn uses_fpu(code: Code) -> bool {
             | M::Movnti
             | M::Crc32
     );
-    !integer && code.cpuid_features().iter().any(unit)
+    // fwait only while CR0.MP is set too: which every system does that uses TS.
+    let waits = code.mnemonic() == M::Wait;
+    waits || !integer && code.cpuid_features().iter().any(unit)
 }

@@ -36,6 +36,8 @@ mod classify;
 #[cfg(any(test, debug_assertions))]
 mod confinement;
 mod fpu;
+#[cfg(test)]
+mod golden;
 mod high_bytes;
 mod operands;
 mod plan;

@@ -33,6 +33,12 @@ fn tail(reason: Reason) -> u32 {
     position.unwrap_or(0) as u32 * TAIL_BYTES
 }
 
+/// The reason whose tail lies at cache offset `at`.
+#[cfg(test)]
+pub(super) fn reason_at(at: u32) -> Option<Reason> {
+    TAILS.into_iter().find(|&reason| tail(reason) == at)
+}
+
 /// The code at offset 0 of every code cache, padded to a multiple of 64 bytes.
 pub(crate) fn runtime() -> Vec<u8> {
     let mut out = Assembler::new(0, 512);
