@@ -249,10 +249,126 @@ fn writes_no_reserved_register(
             return Err("a reserved register is written");
         }
     }
-    let wide = (0..instruction.op_count()).any(|operand| {
+    let to_guest = (0..instruction.op_count()).any(|operand| {
         guest_register(instruction.op_register(operand))
             && !matches!(info.op_access(operand), OpAccess::Read | OpAccess::None)
     });
     let rebases = [R::RSI, R::RDI].iter().any(|&pointer| is_rebase(instruction, pointer));
-    if wide && !rebases { Err("all 64 bits of a guest register are written") } else { Ok(()) }
+    if to_guest && !rebases || is_wide(instruction) && !is_plain_move(instruction) {
+        return Err("all 64 bits of a guest register may be written");
+    }
+    Ok(())
+}
+
+/// Works on 64 bits, perhaps of registers that no operand names. (Jumps do, by nature.)
+fn is_wide(instruction: &Instruction) -> bool {
+    instruction.code().op_code().operand_size() == 64
+        && instruction.flow_control() == FlowControl::Next
+}
+
+/// Writes its first operand and nothing else.
+fn is_plain_move(instruction: &Instruction) -> bool {
+    matches!(instruction.code(), Code::Mov_r64_rm64 | Code::Mov_rm64_r64 | Code::Lea_r64_m)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check;
+
+    fn verdict(code: &[u8]) -> String {
+        check(code).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn ways_out_of_the_window_are_found() {
+        let rule = "an operand can leave the window";
+        for code in [
+            &[0x8b, 0x01][..],                        // mov eax, [rcx]
+            &[0x67, 0x8b, 0x01],                      // mov eax, [ecx]
+            &[0x65, 0x8b, 0x01],                      // mov eax, gs:[rcx]
+            &[0x65, 0x8b, 0x04, 0x25, 0, 0, 0, 0x80], // mov eax, gs:[-0x80000000]
+            &[0x64, 0x67, 0x8b, 0x01],                // mov eax, fs:[ecx]
+            &[0x65, 0x67, 0x8b, 0x05, 0, 0, 0, 0],    // mov eax, gs:[eip]
+            &[0x41, 0x8b, 0x44, 0x0e, 0x04],          // mov eax, [r14+rcx+4]
+            &[0x41, 0x8b, 0x04, 0x4e],                // mov eax, [r14+rcx*2]
+            &[0x43, 0x8b, 0x04, 0x2e],                // mov eax, [r14+r13]
+            &[0x41, 0x8b, 0x06],                      // mov eax, [r14]
+            &[0x41, 0x8b, 0x04, 0x0a],                // mov eax, [r10+rcx]
+            &[0x43, 0x8b, 0x44, 0x0a, 0x04],          // mov eax, [r10+r9+4]
+            &[0x41, 0x8b, 0x87, 0, 0, 1, 0],          // mov eax, [r15+0x10000]
+            &[0x41, 0x8b, 0x47, 0xfc],                // mov eax, [r15-4]
+            &[0x41, 0x8b, 0x04, 0x0f],                // mov eax, [r15+rcx]
+            &[0x43, 0x8b, 0x04, 0xab],                // mov eax, [r11+r13*4]
+            &[0x43, 0x0f, 0xab, 0x04, 0x0e],          // bts [r14+r9], eax
+            &[0x65, 0x67, 0x0f, 0xab, 0x01],          // bts gs:[ecx], eax
+            &[0x8b, 0x04, 0x24],                      // mov eax, [rsp]
+            &[0xa1, 0, 0, 0, 0, 0, 0, 0, 0],          // mov eax, [0]
+            &[0x67, 0x0f, 0xf7, 0xc1],                // maskmovq [edi]
+        ] {
+            assert!(verdict(code).starts_with(rule), "{code:02x?}: {:?}", verdict(code));
+        }
+    }
+
+    #[test]
+    fn pointers_of_strings_must_be_host_addresses_for_one_instruction() {
+        const REBASE_RSI: [u8; 4] = [0x49, 0x8d, 0x34, 0x36];
+        const REBASE_RDI: [u8; 4] = [0x49, 0x8d, 0x3c, 0x3e];
+        const CUT_RSI: [u8; 2] = [0x89, 0xf6];
+        const CUT_RDI: [u8; 2] = [0x89, 0xff];
+        let movsb = [0xa4];
+        let nop = [0x90];
+        let good: [&[u8]; 5] = [&REBASE_RSI, &REBASE_RDI, &movsb, &CUT_RSI, &CUT_RDI];
+        assert_eq!(verdict(&good.concat()), "");
+        let bad: [&[&[u8]]; 7] = [
+            &[&movsb],
+            &[&REBASE_RSI, &movsb, &CUT_RSI],
+            &[&REBASE_RSI, &REBASE_RDI, &movsb, &CUT_RSI],
+            &[&REBASE_RSI, &REBASE_RDI, &movsb, &nop, &CUT_RSI, &CUT_RDI],
+            &[&REBASE_RSI, &nop, &REBASE_RDI, &movsb, &CUT_RSI, &CUT_RDI],
+            &[&REBASE_RSI, &REBASE_RDI, &movsb, &movsb, &CUT_RSI, &CUT_RDI],
+            &[&REBASE_RSI, &REBASE_RDI, &[0x67, 0xa4], &CUT_RSI, &CUT_RDI],
+        ];
+        for code in bad {
+            assert_ne!(verdict(&code.concat()), "", "{code:02x?}");
+        }
+    }
+
+    #[test]
+    fn ways_for_control_to_get_away_are_found() {
+        for code in [
+            &[0xc3][..],         // ret
+            &[0x50],             // push rax
+            &[0xff, 0xe0],       // jmp rax
+            &[0x41, 0xff, 0xe1], // jmp r9, with nothing before it
+            &[0xe8, 0, 0, 0, 0], // call
+            &[0x0f, 0x05],       // syscall
+            &[0xcd, 0x80],       // int 0x80
+            &[0x0f, 0x34],       // sysenter
+            &[0xfa],             // cli
+            &[0xf4],             // hlt
+            &[0xec],             // in al, dx
+            &[0xc5, 0xf8],       // half an instruction
+        ] {
+            assert_ne!(verdict(code), "", "{code:02x?}");
+        }
+    }
+
+    #[test]
+    fn writes_to_reserved_registers_are_found() {
+        for code in [
+            &[0x49, 0x89, 0xc6][..],   // mov r14, rax
+            &[0x41, 0xbf, 0, 0, 0, 0], // mov r15d, 0
+            &[0x45, 0x31, 0xdb],       // xor r11d, r11d
+            &[0x41, 0xb0, 1],          // mov r8b, 1
+            &[0x48, 0x83, 0xc4, 8],    // add rsp, 8
+            &[0x89, 0xc4],             // mov esp, eax
+            &[0x48, 0x89, 0xc1],       // mov rcx, rax
+            &[0x4c, 0x87, 0xe0],       // xchg rax, r12
+            &[0x48, 0x8d, 0x34, 0x0e], // lea rsi, [rsi+rcx]
+            &[0x48, 0x98],             // cdqe
+            &[0x48, 0xf7, 0xe1],       // mul rcx
+        ] {
+            assert_ne!(verdict(code), "", "{code:02x?}");
+        }
+    }
 }

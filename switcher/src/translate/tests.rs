@@ -156,6 +156,73 @@ fn a_native_instruction_is_the_same_in_the_host() {
     });
 }
 
+/// The guest's flags live in the host's: nothing but the guest's own instruction may touch them.
+#[test]
+fn only_the_guests_own_instruction_touches_flags() {
+    const ROUTES: [Route; 3] = [Route::Window, Route::Picked, Route::Bounced];
+    every_opcode(|bytes, random| {
+        let mut decoder = decoder(bytes, EIP);
+        let guest = decoder.decode();
+        if decoder.last_error() != DecoderError::None {
+            return;
+        }
+        let assumptions = random.of(&[FLAT, SEGMENTED]);
+        let unit = translate_at(EIP, &bytes[..guest.len()], assumptions, random.of(&ROUTES));
+        let code = unit.unwrap().hot;
+        let touching: Vec<_> =
+            host_code(&code).into_iter().filter(|host| host.rflags_modified() != 0).collect();
+        let own = usize::from(guest.rflags_modified() != 0);
+        assert!(touching.len() <= own, "{guest:?} {bytes:02x?}: {touching:?}");
+        for host in touching {
+            assert_eq!(host.mnemonic(), guest.mnemonic(), "{guest:?} {bytes:02x?}");
+        }
+    });
+}
+
+/// Every jump and every point is at the start of a host instruction, and every chain is a jump to the exit that
+/// asks for its patching.
+#[test]
+fn tables_and_jumps_agree_with_the_code() {
+    let starts = |code: &[u8], origin: u64| -> Vec<u64> {
+        let decoder = Decoder::with_ip(64, code, origin, DecoderOptions::NONE);
+        decoder.into_iter().map(|host| host.ip()).collect()
+    };
+    let tails = starts(&runtime(), 0);
+    let mut random = Random(0xfeed_5eed_0123_4567);
+    for _ in 0..4000 {
+        let bytes: Vec<u8> = (0..300).map(|_| short_branches(&mut random)).collect();
+        let unit = translate_at(EIP, &bytes, random.of(&[FLAT, SEGMENTED]), Route::Window).unwrap();
+        let mut places = starts(&unit.hot, 0x1000);
+        assert!(unit.points.is_sorted_by(|a, b| a.host < b.host));
+        assert!(unit.points.iter().all(|point| places.contains(&u64::from(point.host))));
+        places.extend(starts(&unit.cold, 0x2000));
+        places.extend(&tails);
+        let hot = Decoder::with_ip(64, &unit.hot, 0x1000, DecoderOptions::NONE).into_iter();
+        let cold = Decoder::with_ip(64, &unit.cold, 0x2000, DecoderOptions::NONE).into_iter();
+        for host in hot.chain(cold).filter(|host| host.near_branch_target() != 0) {
+            assert!(places.contains(&host.near_branch_target()), "{host:?} in {unit:?}");
+        }
+        for chain in &unit.chains {
+            let at = (chain.site - 0x1000) as usize;
+            let relative = u32::from_le_bytes(unit.hot[at..at + 4].try_into().unwrap());
+            let stub = chain.site.wrapping_add(4).wrapping_add(relative) - 0x2000;
+            let stub = host_code(&unit.cold[stub as usize..]);
+            assert_eq!(stub[0].immediate32(), chain.site);
+            assert_eq!(stub[1].immediate32(), chain.target);
+        }
+    }
+}
+
+/// Bytes of which many are short jumps nearby.
+fn short_branches(random: &mut Random) -> u8 {
+    match random.byte() {
+        0..80 => 0x70 | random.byte() & 0xf,
+        80..160 => random.byte() & 0x1f,
+        160..200 => 0x40 | random.byte() & 7,
+        _ => random.byte(),
+    }
+}
+
 #[test]
 fn the_runtime_begins_with_the_way_out_for_unknown_targets() {
     let runtime = runtime();
