@@ -5,6 +5,7 @@
 //! change the host's. [`Cpu::eflags`] puts the two halves together.
 
 use crate::frame::{Frame, POISON, SegmentSlot};
+use crate::translate::Assumptions;
 
 /// CF, PF, AF, ZF, SF, DF and OF: the flags that translated code changes by itself.
 pub const LIVE_FLAGS: u32 = 0x0cd5;
@@ -150,11 +151,13 @@ pub struct Cpu {
     segments: [Segment; 6],
     virtual_flags: u32,
     cpl: u8,
+    /// [`Cpu::find_flat`] of the segments as they are.
+    flat: bool,
 }
 
 impl Cpu {
     pub(crate) fn new(frame: Box<Frame>) -> Self {
-        let mut cpu = Self { frame, segments: [Segment::default(); 6], virtual_flags: 0, cpl: 0 };
+        let mut cpu = Self { frame, segments: [Segment::default(); 6], virtual_flags: 0, cpl: 0, flat: false };
         for register in [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds] {
             cpu.set_segment(register, Segment::flat_data(0x10));
         }
@@ -222,6 +225,10 @@ impl Cpu {
     /// cs, ss, ds and es all start at 0 and reach to 4 GiB, so that translated code can ignore
     /// them.
     pub(crate) fn is_flat(&self) -> bool {
+        self.flat
+    }
+
+    fn find_flat(&self) -> bool {
         let data = [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds];
         let flat = |s: Segment| s.is_unlimited() && s.base == 0 && s.is_32bit();
         let cs = self.segment(SegmentRegister::Cs);
@@ -236,11 +243,17 @@ impl Cpu {
     /// Brings what translated code knows of the segments up to date: after a change of a segment or of the
     /// current window.
     pub(crate) fn refresh_slots(&mut self) {
+        self.flat = self.find_flat();
         let window = self.frame.window;
         for (slot, segment) in self.frame.segments.iter_mut().zip(&self.segments) {
             let window = if segment.is_unlimited() { window } else { POISON };
             *slot = SegmentSlot { base: segment.base, padding: 0, window };
         }
+    }
+
+    /// What translated code may take for granted as things stand.
+    pub(crate) fn assumptions(&self) -> Assumptions {
+        Assumptions { user: self.cpl == 3, flat: self.flat, step: self.virtual_flags & TF != 0 }
     }
 
     /// CR0.TS or CR0.EM: while set, FPU instructions raise #NM.

@@ -126,6 +126,41 @@ pub(crate) struct Frame {
     pub(crate) fault_rip: u64,
 }
 
+/// MXCSR after reset: all exceptions masked (SDM volume 1, section "MXCSR Control and Status Register").
+const MXCSR_RESET: u32 = 0x1f80;
+
+impl Frame {
+    /// Registers and flags all zero, and no window, table or code yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            gpr: [0; 8],
+            eip: 0,
+            flags: 0,
+            reason: 0,
+            detail: 0,
+            fpu_trap: 0,
+            pending: 0,
+            kicked: AtomicU32::new(0),
+            mxcsr: MXCSR_RESET,
+            window: POISON,
+            table: 0,
+            code: 0,
+            host_rsp: 0,
+            exit: 0,
+            bounce_bit: 0,
+            padding: 0,
+            segments: [SegmentSlot { base: 0, padding: 0, window: POISON }; 6],
+            pick: [POISON; 256],
+            xmm: [[0; 16]; 8],
+            bounce: [0; BOUNCE_BYTES],
+            fault_address: 0,
+            fault_error: 0,
+            fault_trap: 0,
+            fault_rip: 0,
+        }
+    }
+}
+
 /// Offsets of the fields, for the emitter.
 pub(crate) mod offset {
     use super::{Frame, SegmentSlot, offset_of};
