@@ -1,0 +1,111 @@
+//! The book in `docs/` tells the truth about the source, as far as a test can see.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The project's top folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Each page of the book, and the README, with its text.
+fn pages() -> Vec<(PathBuf, String)> {
+    let docs = root().join("docs");
+    [docs.clone(), docs.join("decisions")]
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .chain([root().join("README.md"), root().join("CONTRIBUTING.md")])
+        .map(|path| (path.clone(), fs::read_to_string(&path).unwrap()))
+        .collect()
+}
+
+/// Everything in `text` that stands between `before` and the next `after`.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
+    text.split(before).skip(1).filter_map(|rest| rest.split_once(after)).map(|(it, _)| it).collect()
+}
+
+/// The lines of a source file that are this mark, and nothing else but a comment's slashes.
+fn marks(source: &str, mark: &str) -> Vec<usize> {
+    source
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.trim().trim_start_matches('/').trim() == mark)
+        .map(|(number, _)| number)
+        .collect()
+}
+
+#[test]
+fn every_anchor_that_is_shown_exists_once() {
+    let mut shown = 0;
+    for (page, text) in pages() {
+        for include in between(&text, "{{#include ", "}}") {
+            let (file, anchor) = match include.split_once(':') {
+                Some((file, anchor)) => (file, Some(anchor)),
+                None => (include, None),
+            };
+            let path = page.parent().unwrap().join(file);
+            let source = fs::read_to_string(&path)
+                .unwrap_or_else(|error| panic!("{}: {include}: {error}", page.display()));
+            shown += 1;
+            let Some(anchor) = anchor else { continue };
+            let start = marks(&source, &format!("ANCHOR: {anchor}"));
+            let end = marks(&source, &format!("ANCHOR_END: {anchor}"));
+            match (&start[..], &end[..]) {
+                ([start], [end]) if start + 1 < *end => {}
+                _ => panic!("{}: {include}: begins at {start:?}, ends at {end:?}", page.display()),
+            }
+        }
+    }
+    assert!(shown > 10, "the book shows only {shown} places");
+}
+
+#[test]
+fn every_file_that_is_named_exists() {
+    let folders = ["abi", "guest", "drivers", "kernel", "switcher", "host", "launcher", "setup"];
+    let mut named = 0;
+    for (page, text) in pages() {
+        for name in between(&text, "`", "`") {
+            let is_path = folders.iter().any(|folder| name.starts_with(&format!("{folder}/")));
+            if is_path && !name.contains(|c: char| c.is_whitespace() || c == '*') {
+                assert!(root().join(name).exists(), "{} names {name}", page.display());
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 20, "only {named} files are named");
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for (page, text) in pages() {
+        for target in between(&text, "](", ")") {
+            if !target.contains("://") && !target.starts_with('#') {
+                let file = target.split('#').next().unwrap();
+                assert!(
+                    page.parent().unwrap().join(file).exists(),
+                    "{} links to {target}",
+                    page.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_page_is_in_the_table_of_contents() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
+    for (page, _) in pages() {
+        let Ok(name) = page.strip_prefix(root().join("docs")) else { continue };
+        let name = name.display().to_string();
+        assert!(name == "SUMMARY.md" || summary.contains(&format!("({name})")), "{name}");
+    }
+}
+
+#[test]
+fn the_number_of_hypercalls_is_told_as_it_is() {
+    assert_eq!(lguest_abi::hypercall::COUNT, 17);
+    let preparation = fs::read_to_string(root().join("docs/preparation.md")).unwrap();
+    assert!(preparation.contains("There are seventeen calls."));
+}
