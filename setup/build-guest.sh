@@ -13,10 +13,12 @@ built="${CARGO_TARGET_DIR:-$project/kernel/target}/i686-lguest/release"
 case $built in /*) ;; *) built="$PWD/$built" ;; esac
 export CARGO_TARGET_DIR="${built%/i686-lguest/release}"
 
-# Copies a file only when it changed, so that what depends on it isn't built again.
+# Copies a program without its debugging information, and only when it changed, so that what
+# depends on it isn't built again.
 publish() {
     mkdir -p "$project/build"
-    cmp -s "$1" "$2" || cp "$1" "$2"
+    strip --strip-debug -o "$2.new" "$1"
+    if cmp -s "$2.new" "$2"; then rm "$2.new"; else mv "$2.new" "$2"; fi
 }
 
 # shellcheck disable=SC2086 # the options are words

@@ -112,8 +112,7 @@ impl<'a> Archive<'a> {
     /// Where a relative link leads.
     fn find_beside(&self, link: &str, target: &str) -> Option<File<'a>> {
         let directory = link.rsplit_once('/').map_or("", |(directory, _)| directory);
-        self.files()
-            .find(|file| parts(file.path).eq(parts(directory).chain(parts(target))))
+        self.files().find(|file| parts(file.path).eq(parts(directory).chain(parts(target))))
     }
 }
 
@@ -155,7 +154,8 @@ mod tests {
     use alloc::vec::Vec;
 
     fn add(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
-        let numbers = [9, mode, 0, 0, 1, 77, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        let numbers =
+            [9, mode, 0, 0, 1, 77, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
         archive.extend_from_slice(MAGIC);
         for number in numbers {
             archive.extend_from_slice(format!("{number:08x}").as_bytes());

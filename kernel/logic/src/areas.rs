@@ -110,7 +110,10 @@ impl Areas {
         self.remove(area.range())?;
         // A neighbour of the same kind just becomes longer: heaps grow by many small steps.
         if let Some(before) = self.list.iter_mut().find(|before| {
-            before.end == area.start && before.access == area.access && !before.is_stack && !area.is_stack
+            before.end == area.start
+                && before.access == area.access
+                && !before.is_stack
+                && !area.is_stack
         }) {
             before.end = area.end;
             return Ok(());
@@ -155,7 +158,10 @@ impl Areas {
     pub fn grow_stack(&mut self, address: u32) -> bool {
         let page = address & !(PAGE - 1);
         let at = self.list.partition_point(|area| area.end <= page);
-        let below = at.checked_sub(1).and_then(|below| self.list.get(below)).map_or(LOWEST, |area| area.end);
+        let below = at
+            .checked_sub(1)
+            .and_then(|below| self.list.get(below))
+            .map_or(LOWEST, |area| area.end);
         match self.list.get_mut(at) {
             // A page is left free between a stack and what is below it.
             Some(area) if area.is_stack && page > below && area.end - page <= STACK_LIMIT => {
@@ -209,7 +215,8 @@ mod tests {
         let mut areas = Areas::new();
         areas.add(area(100, 200, Access::Write)).unwrap();
         areas.add(area(120, 130, Access::Read)).unwrap();
-        let expected = [(100, 120, Access::Write), (120, 130, Access::Read), (130, 200, Access::Write)];
+        let expected =
+            [(100, 120, Access::Write), (120, 130, Access::Read), (130, 200, Access::Write)];
         assert_eq!(list(&areas), expected);
         areas.remove(110 * PAGE..190 * PAGE).unwrap();
         assert_eq!(list(&areas), [(100, 110, Access::Write), (190, 200, Access::Write)]);
@@ -230,7 +237,8 @@ mod tests {
         let mut areas = Areas::new();
         areas.add(area(100, 110, Access::Write)).unwrap();
         assert_eq!(areas.protect(105 * PAGE..107 * PAGE, Access::Read), Ok(true));
-        let expected = [(100, 105, Access::Write), (105, 107, Access::Read), (107, 110, Access::Write)];
+        let expected =
+            [(100, 105, Access::Write), (105, 107, Access::Read), (107, 110, Access::Write)];
         assert_eq!(list(&areas), expected);
         assert_eq!(areas.protect(109 * PAGE..112 * PAGE, Access::None), Ok(false));
     }
@@ -252,7 +260,9 @@ mod tests {
     fn a_stack_grows_within_reach() {
         let mut areas = Areas::new();
         let top = 0xb000_0000;
-        areas.add(Area { start: top - PAGE, end: top, access: Access::Write, is_stack: true }).unwrap();
+        areas
+            .add(Area { start: top - PAGE, end: top, access: Access::Write, is_stack: true })
+            .unwrap();
         assert!(areas.grow_stack(top - 10 * PAGE + 5));
         assert_eq!(areas.find(top - 10 * PAGE).unwrap().end, top);
         assert!(areas.grow_stack(top - STACK_LIMIT));
@@ -264,7 +274,9 @@ mod tests {
     fn a_stack_keeps_off_its_neighbour() {
         let mut areas = Areas::new();
         areas.add(area(100, 110, Access::Write)).unwrap();
-        areas.add(Area { start: 120 * PAGE, end: 121 * PAGE, access: Access::Write, is_stack: true }).unwrap();
+        areas
+            .add(Area { start: 120 * PAGE, end: 121 * PAGE, access: Access::Write, is_stack: true })
+            .unwrap();
         assert!(!areas.grow_stack(110 * PAGE));
         assert!(areas.grow_stack(111 * PAGE));
     }
@@ -273,7 +285,9 @@ mod tests {
     fn there_is_an_end_to_areas() {
         let mut areas = Areas::new();
         areas.add(area(100, 10_000, Access::Write)).unwrap();
-        let made = (0..).take_while(|n| areas.protect((200 + 2 * n) * PAGE..(201 + 2 * n) * PAGE, Access::Read).is_ok());
+        let made = (0..).take_while(|n| {
+            areas.protect((200 + 2 * n) * PAGE..(201 + 2 * n) * PAGE, Access::Read).is_ok()
+        });
         assert!(made.count() >= MAX_AREAS / 2 - 1);
         assert!(areas.iter().count() <= MAX_AREAS);
     }

@@ -29,7 +29,8 @@ impl Moment {
         let days = self.seconds / DAY + BEFORE_1970;
         let (era, day_of_era) = (days / ERA, days % ERA);
         // A year has 365 days; one more every 4 years, but not every 100, yet every 400.
-        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / (ERA - 1)) / 365;
+        let year_of_era =
+            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / (ERA - 1)) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let month_from_march = (5 * day_of_year + 2) / 153;
         let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
@@ -73,7 +74,10 @@ mod tests {
             let next_day = (last.0, last.1, last.2 + 1);
             let next_month = (last.0, last.1 + 1, 1);
             let next_year = (last.0 + 1, 1, 1);
-            assert!(day == next_day || day == next_month || day == next_year && last.1 == 12, "{day:?}");
+            assert!(
+                day == next_day || day == next_month || day == next_year && last.1 == 12,
+                "{day:?}"
+            );
             last = day;
         }
     }

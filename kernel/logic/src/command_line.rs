@@ -71,7 +71,11 @@ fn word(rest: &mut core::iter::Peekable<core::str::Chars<'_>>) -> Result<String,
 }
 
 /// What stands up to the closing quote.
-fn quoted(rest: &mut impl Iterator<Item = char>, quote: char, word: &mut String) -> Result<(), Mistake> {
+fn quoted(
+    rest: &mut impl Iterator<Item = char>,
+    quote: char,
+    word: &mut String,
+) -> Result<(), Mistake> {
     let mut escaped = false;
     for c in rest {
         match c {

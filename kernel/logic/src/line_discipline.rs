@@ -120,7 +120,10 @@ impl LineDiscipline {
     #[must_use]
     pub fn would_read(&self) -> bool {
         let line_typed = self.typed.iter().any(|byte| matches!(byte, b'\n' | b'\r' | &END));
-        !self.ready.is_empty() || self.ended || line_typed || !self.mode.lines && !self.typed.is_empty()
+        !self.ready.is_empty()
+            || self.ended
+            || line_typed
+            || !self.mode.lines && !self.typed.is_empty()
     }
 
     /// Reads into `buffer`, in line mode no further than a line's end. What is to be shown is given

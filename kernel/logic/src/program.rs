@@ -4,9 +4,11 @@
 //! care where it lies (static, position-independent) is put at [`ANYWHERE`].
 
 use crate::areas::{HIGHEST, LOWEST};
-use object::elf::{EM_386, ET_DYN, ET_EXEC, FileHeader32, PF_W, PT_INTERP, PT_LOAD, PT_PHDR, ProgramHeader32};
-use object::read::elf::{FileHeader, ProgramHeader};
 use object::Endianness;
+use object::elf::{
+    EM_386, ET_DYN, ET_EXEC, FileHeader32, PF_W, PT_INTERP, PT_LOAD, PT_PHDR, ProgramHeader32,
+};
+use object::read::elf::{FileHeader, ProgramHeader};
 
 /// Where a program goes that runs anywhere.
 pub const ANYWHERE: u32 = 0x5655_5000;
@@ -84,7 +86,9 @@ impl<'a> Program<'a> {
                 PT_LOAD if header.p_memsz(endian) > 0 => {
                     let segment = segment(file, header, endian, bias)?;
                     let offset = header.p_offset(endian);
-                    if program.headers == 0 && (offset..offset + segment.contents.len() as u32).contains(&table) {
+                    if program.headers == 0
+                        && (offset..offset + segment.contents.len() as u32).contains(&table)
+                    {
                         program.headers = segment.address + (table - offset);
                     }
                     *places.next().ok_or(NotAProgram)? = Some(segment);

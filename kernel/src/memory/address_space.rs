@@ -7,7 +7,9 @@ use super::frames::Frame;
 use super::page_tables::{OutOfMemory, PageTables};
 use core::ops::Range;
 use lguest_abi::{Phys, Virt};
-use lguest_kernel_logic::areas::{Access, Area, Areas, HIGHEST, LOWEST, PAGE, STACK_LIMIT, TooManyAreas};
+use lguest_kernel_logic::areas::{
+    Access, Area, Areas, HIGHEST, LOWEST, PAGE, STACK_LIMIT, TooManyAreas,
+};
 use lguest_system_calls::Errno;
 
 /// Where stacks end. A page is left free below the kernel.
@@ -57,11 +59,14 @@ impl AddressSpace {
         self.tables.pages()
     }
 
-    /// Puts bytes where there will be an area: for a process that hasn't run yet. Pages that aren't there are
-    /// made, with zeros around the bytes.
-    pub(crate) fn place(&mut self, address: u32, bytes: &[u8], access: Access) -> Result<(), Errno> {
-        let end = address.checked_add(bytes.len() as u32).ok_or(Errno::ENOEXEC)?;
-        self.add_area(address..end, access, false)?;
+    /// Puts bytes into an area, in a process that hasn't run yet. Pages that aren't there are made, with
+    /// zeros around the bytes.
+    pub(crate) fn place(
+        &mut self,
+        address: u32,
+        bytes: &[u8],
+        access: Access,
+    ) -> Result<(), Errno> {
         let mut at = address;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -83,7 +88,12 @@ impl AddressSpace {
     }
 
     /// Makes addresses an area, with whole pages. What is mapped there stays.
-    pub(crate) fn add_area(&mut self, range: Range<u32>, access: Access, is_stack: bool) -> Result<(), Errno> {
+    pub(crate) fn add_area(
+        &mut self,
+        range: Range<u32>,
+        access: Access,
+        is_stack: bool,
+    ) -> Result<(), Errno> {
         let start = range.start & !(PAGE - 1);
         let end = range.end.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
         if start < LOWEST || end > HIGHEST || start >= end {
@@ -134,6 +144,11 @@ impl AddressSpace {
         self.areas.find_free(length, MAPPINGS_TOP)
     }
 
+    /// Whether nothing is in a range.
+    pub(crate) fn is_free(&self, range: &Range<u32>) -> bool {
+        self.areas.is_free(range)
+    }
+
     /// Removes a range of whole pages.
     pub(crate) fn unmap(&mut self, range: Range<u32>) -> Result<(), Errno> {
         check_pages(&range)?;
@@ -159,11 +174,17 @@ impl AddressSpace {
     }
 
     /// Moves an area's contents to where there is room for more (`mremap`). Answers the new address.
-    pub(crate) fn resize(&mut self, old: Range<u32>, new_length: u32, may_move: bool) -> Result<u32, Errno> {
+    pub(crate) fn resize(
+        &mut self,
+        old: Range<u32>,
+        new_length: u32,
+        may_move: bool,
+    ) -> Result<u32, Errno> {
         check_pages(&old)?;
         let new_length = new_length.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
         let old_length = old.end - old.start;
-        let area = *self.areas.find(old.start).filter(|area| area.end >= old.end).ok_or(Errno::EFAULT)?;
+        let area =
+            *self.areas.find(old.start).filter(|area| area.end >= old.end).ok_or(Errno::EFAULT)?;
         if new_length <= old_length {
             self.unmap(old.start + new_length..old.end)?;
             return Ok(old.start);
@@ -185,11 +206,8 @@ impl AddressSpace {
 
     /// Deals with a page fault at a user address.
     pub(crate) fn fault(&mut self, address: u32, write: bool) -> Fault {
-        let area = match self.areas.find(address) {
-            Some(area) => Some(*area),
-            None if self.areas.grow_stack(address) => self.areas.find(address).copied(),
-            None => None,
-        };
+        let known = self.areas.find(address).is_some() || self.areas.grow_stack(address);
+        let area = self.areas.find(address).copied().filter(|_| known);
         let needed = if write { Access::Write } else { Access::Read };
         let Some(area) = area.filter(|area| area.access >= needed) else {
             return Fault::Forbidden;

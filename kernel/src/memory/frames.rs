@@ -28,8 +28,12 @@ struct Frames {
     total: u32,
 }
 
-static FRAMES: InterruptLock<Frames> =
-    InterruptLock::new(Frames { fresh: [const { 0..0 }; MAX_PIECES], returned: 0, free: 0, total: 0 });
+static FRAMES: InterruptLock<Frames> = InterruptLock::new(Frames {
+    fresh: [const { 0..0 }; MAX_PIECES],
+    returned: 0,
+    free: 0,
+    total: 0,
+});
 
 /// A page of memory of one's own.
 #[derive(Debug)]
@@ -91,7 +95,7 @@ impl Frames {
             self.returned = unsafe { page(Phys(phys)).cast::<u32>().read() };
             phys
         } else {
-            let piece = self.fresh.iter_mut().find(|piece| !piece.is_empty())?;
+            let piece = self.fresh.iter_mut().find(|piece| piece.start < piece.end)?;
             let phys = piece.start;
             piece.start += PAGE_SIZE;
             phys
@@ -121,7 +125,7 @@ pub(crate) unsafe fn add(range: Range<Phys>) {
     let start = range.start.0.next_multiple_of(PAGE_SIZE);
     let end = range.end.0 & !(PAGE_SIZE - 1);
     FRAMES.with(|frames| {
-        if let Some(piece) = frames.fresh.iter_mut().find(|piece| piece.is_empty())
+        if let Some(piece) = frames.fresh.iter_mut().find(|piece| piece.start >= piece.end)
             && start < end
         {
             *piece = start..end;

@@ -92,7 +92,8 @@ pub(crate) fn init(boot: &BootParams) {
         DIRECTORY.0[at].store(table_phys.0 | TABLE, Ordering::Relaxed);
     }
     let device_table = memory::phys_of(&DEVICE_TABLE.0).0;
-    DIRECTORY.0[directory_index(layout::device_window().start)].store(device_table | TABLE, Ordering::Relaxed);
+    DIRECTORY.0[directory_index(layout::device_window().start)]
+        .store(device_table | TABLE, Ordering::Relaxed);
     // SAFETY: it maps all that the launcher's tables do for the kernel, at the same addresses.
     unsafe { machine().write_cr3(directory()) };
 }

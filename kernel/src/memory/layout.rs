@@ -18,12 +18,13 @@ unsafe extern "C" {
 
 /// The heap gets one part in this many of memory, within bounds.
 const HEAP_PART: u32 = 16;
-const HEAP_MIN: u32 = 256 << 10;
+const HEAP_MIN: u32 = 512 << 10;
 const HEAP_MAX: u32 = 16 << 20;
 
 /// The part of the kernel's image that isn't written any more once it is patched.
 pub(crate) fn read_only_image() -> Range<Virt> {
-    Virt((&raw const kernel_start).addr() as u32)..Virt((&raw const kernel_read_only_end).addr() as u32)
+    Virt((&raw const kernel_start).addr() as u32)
+        ..Virt((&raw const kernel_read_only_end).addr() as u32)
 }
 
 /// Where the image ends: a page's start.
@@ -58,4 +59,10 @@ pub(crate) fn free(boot: &BootParams) -> impl Iterator<Item = Range<Phys>> + '_ 
     boot.usable_memory().flat_map(move |usable| {
         [&below, &above].map(|part| usable.start.max(part.start)..usable.end.min(part.end))
     })
+}
+
+/// What the launcher's page tables leave behind.
+pub(crate) fn launcher_page_tables(boot: &BootParams) -> Range<Phys> {
+    let tables = boot.launcher_page_tables();
+    tables.start.min(linear_end(boot))..tables.end.min(linear_end(boot))
 }

@@ -27,7 +27,7 @@ pub(crate) fn handle(frame: &mut TrapFrame) {
         Fault::Mended => {}
         Fault::OutOfMemory if frame.from_user() => {
             println!("{}: killed, memory has run out", processes::current_name());
-            processes::exit(Ending::Killed);
+            processes::exit(Ending::KILLED);
         }
         Fault::Forbidden if frame.from_user() => {
             let verb = if write { "write to" } else { "read" };
@@ -36,11 +36,14 @@ pub(crate) fn handle(frame: &mut TrapFrame) {
                 processes::current_name(),
                 frame.eip
             );
-            processes::exit(Ending::Fault);
+            processes::exit(Ending::FAULT);
         }
         Fault::OutOfMemory | Fault::Forbidden if fixups::apply(frame) => {}
         Fault::OutOfMemory | Fault::Forbidden => {
-            panic!("the kernel touched {address:#010x} at {:#010x} (error {:#x})", frame.eip, frame.error)
+            panic!(
+                "the kernel touched {address:#010x} at {:#010x} (error {:#x})",
+                frame.eip, frame.error
+            )
         }
     }
 }

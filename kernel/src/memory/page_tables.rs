@@ -40,11 +40,8 @@ pub(crate) struct PageTables {
 impl PageTables {
     /// Empty ones, but for the kernel's half.
     pub(crate) fn new() -> Result<Self, OutOfMemory> {
-        let tables = Self {
-            directory: Frame::allocate_zeroed().ok_or(OutOfMemory)?,
-            told: false,
-            pages: 0,
-        };
+        let tables =
+            Self { directory: Frame::allocate_zeroed().ok_or(OutOfMemory)?, told: false, pages: 0 };
         kernel_map::share_with(tables.directory());
         Ok(tables)
     }
@@ -66,7 +63,12 @@ impl PageTables {
     }
 
     /// Maps a frame at a user address where nothing is mapped.
-    pub(crate) fn map(&mut self, address: Virt, frame: Frame, writable: bool) -> Result<(), OutOfMemory> {
+    pub(crate) fn map(
+        &mut self,
+        address: Virt,
+        frame: Frame,
+        writable: bool,
+    ) -> Result<(), OutOfMemory> {
         let entry = self.entry_or_new(address)?;
         let flags = if writable { READ_WRITE } else { READ_ONLY };
         let value = frame.into_phys().0 | flags;
@@ -81,7 +83,9 @@ impl PageTables {
         if value & PRESENT == 0 || self.told {
             return None;
         }
-        let page = core::ptr::with_exposed_provenance_mut(memory::virt(Phys(value & FRAME_MASK)).0 as usize);
+        let page = core::ptr::with_exposed_provenance_mut(
+            memory::virt(Phys(value & FRAME_MASK)).0 as usize,
+        );
         // SAFETY: the frame is owned by these tables, which are borrowed, and no process has used them.
         Some(unsafe { &mut *page })
     }
@@ -159,7 +163,8 @@ impl PageTables {
     fn entry(&self, address: Virt) -> Option<&'static AtomicU32> {
         let value = self.directory()[directory_index(address)].load(Ordering::Relaxed);
         // SAFETY: a present entry leads to a table, which lives as long as the directory. Nor does this reference leave the file.
-        let table = (value & PRESENT != 0).then(|| unsafe { table_at(Phys(value & FRAME_MASK)) })?;
+        let table =
+            (value & PRESENT != 0).then(|| unsafe { table_at(Phys(value & FRAME_MASK)) })?;
         Some(&table[table_index(address)])
     }
 

@@ -40,7 +40,7 @@ fn mistake(frame: &mut TrapFrame) {
     let name = name(frame.vector as u8);
     if frame.from_user() {
         println!("{}: killed by {name} (eip {:#010x})", processes::current_name(), frame.eip);
-        processes::exit(Ending::Fault);
+        processes::exit(Ending::FAULT);
     }
     if fixups::apply(frame) {
         return;
@@ -51,7 +51,7 @@ fn mistake(frame: &mut TrapFrame) {
         ..data.noirq_end.load(core::sync::atomic::Ordering::Relaxed);
     if leaving.contains(&frame.eip) {
         println!("{}: killed, its segments are unusable", processes::current_name());
-        processes::exit(Ending::Fault);
+        processes::exit(Ending::FAULT);
     }
     panic!("{name} in the kernel at {:#010x} (error {:#x})", frame.eip, frame.error);
 }

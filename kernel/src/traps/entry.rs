@@ -22,8 +22,7 @@ const ENTRY_BYTES: u32 = 16;
 unsafe extern "C" {
     static trap_entries: u8;
     static system_call_entry: u8;
-    /// Leaves the kernel with the registers in the frame that the stack pointer points to. Not a function to call.
-    pub(super) fn leave_kernel();
+    static leave_kernel: u8;
 }
 
 /// Where a vector's entry is: one of the first 64, or the system call's.
@@ -32,6 +31,11 @@ pub(super) fn of(vector: u8) -> Virt {
         return Virt((&raw const system_call_entry).addr() as u32);
     }
     Virt((&raw const trap_entries).addr() as u32 + u32::from(vector) * ENTRY_BYTES)
+}
+
+/// Where the kernel is left with the registers in the frame that the stack pointer points to.
+pub(super) fn leave() -> Virt {
+    Virt((&raw const leave_kernel).addr() as u32)
 }
 
 global_asm!(
