@@ -12,7 +12,6 @@ pub(super) struct Reg(pub(super) u8);
 
 impl Reg {
     pub(super) const ECX: Self = Self(1);
-    pub(super) const EBX: Self = Self(3);
     pub(super) const EBP: Self = Self(5);
     pub(super) const ESI: Self = Self(6);
     pub(super) const EDI: Self = Self(7);
@@ -66,8 +65,6 @@ pub(super) enum Place {
     Stack(i8),
     /// `[r14+reg]`: the guest address that is in a register, whose upper half is zero.
     Window(Reg),
-    /// `[r10+r9]`: the guest address in r9, in the window that r10 points to.
-    Chosen,
     /// `[r15+n]`: a field of the frame.
     Frame(i32),
 }
@@ -139,11 +136,6 @@ impl Assembler {
     pub(super) fn finish(self) -> Vec<u8> {
         debug_assert_eq!(self.open, 0, "a jump was never closed");
         self.bytes
-    }
-
-    /// What has been emitted so far.
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
     }
 
     /// Raw bytes.
@@ -354,7 +346,6 @@ impl Assembler {
         let (gs, index, base) = match place {
             Place::Stack(_) => (true, 0, Reg::STACK),
             Place::Window(index) => (false, index.high() << 1, Reg::WINDOW),
-            Place::Chosen => (false, Reg::R9.high() << 1, Reg::R10),
             Place::Frame(_) => (false, 0, Reg::FRAME),
         };
         if gs {
@@ -365,7 +356,6 @@ impl Assembler {
         match place {
             Place::Stack(at) => self.raw(&[0x44 | field, 0x24, at as u8]),
             Place::Window(index) => self.raw(&[0x04 | field, index.low() << 3 | base.low()]),
-            Place::Chosen => self.raw(&[0x04 | field, Reg::R9.low() << 3 | base.low()]),
             Place::Frame(at) => match i8::try_from(at) {
                 Ok(small) => self.raw(&[0x40 | field | base.low(), small as u8]),
                 Err(_) => {

@@ -1,8 +1,10 @@
-//! Transfers of control: direct ones are jumps between pieces of host code, indirect ones look their target up.
+//! Transfers of control: direct ones are jumps between pieces of host code, indirect ones look
+//! their target up.
 //!
-//! A direct branch inside a page becomes a host jump: to code that exists, or to an exit that is
-//! replaced once it does. Between pages it must not be, since the mapping of the other page may change: such a
-//! branch looks its target up in the table of the world, as `ret` and indirect branches do.
+//! A direct branch inside a page becomes a host jump: to code that exists, or to an exit that
+//! is replaced once it does. Between pages it must not be, since the mapping of the other page
+//! may change: such a branch looks its target up in the table of the world, as `ret` and
+//! indirect branches do.
 
 use super::Route;
 use super::assembler::{OpenJump, Reg, Width};
@@ -64,8 +66,8 @@ impl Translator<'_> {
         self.lead(jump, target);
     }
 
-    /// `loop` and `jecxz`: with a 32-bit address size they count in ecx; their jump is short, so it only
-    /// steps to a long one.
+    /// `loop` and `jecxz`: with a 32-bit address size they count in ecx; their jump is short,
+    /// so it only steps to a long one.
     pub(super) fn counted(&mut self, instruction: &Instruction) {
         let opcode = match instruction.mnemonic() {
             Mnemonic::Loopne => 0xe0,

@@ -1,7 +1,8 @@
 //! Which way each instruction goes: the table of the instruction set.
 //!
-//! The processor that guests see is an old one on purpose: what its CPUID doesn't offer doesn't exist here, however able
-//! the host is. So the table is made of what is known to be right; anything else is an undefined opcode.
+//! The processor that guests see is an old one on purpose: what its CPUID doesn't offer doesn't
+//! exist here, however able the host is. So the table is made of what is known to be right;
+//! anything else is an undefined opcode.
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind};
 use std::sync::LazyLock;
@@ -15,7 +16,8 @@ pub(super) enum Way {
     Nothing,
     /// `lea`: an address that is never used as one.
     Lea,
-    /// `bt`, `bts`, `btr`, `btc` with the bit's number in a register, which reach far beyond their operand.
+    /// `bt`, `bts`, `btr`, `btc` with the bit's number in a register, which reach far beyond
+    /// their operand.
     BitString,
     /// Stores or loads host state along with the guest's: always through the bounce buffer.
     Environment,
@@ -48,20 +50,17 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// Whether the instruction behind it can be reached by falling through.
+    /// Whether the instruction behind it belongs to the same run: it is reached by falling
+    /// through, or by the return from a call, before long.
     pub(super) const fn falls_through(self) -> bool {
         !matches!(
             self,
-            Self::Call
-                | Self::Jump
-                | Self::Return
-                | Self::EmulatedTransfer
-                | Self::Breakpoint
-                | Self::Undefined
+            Self::Jump | Self::Return | Self::EmulatedTransfer | Self::Breakpoint | Self::Undefined
         )
     }
 
-    /// Whether it is one straight piece of code: no way out of it but faults, no way into its middle.
+    /// Whether it is one straight piece of code: no way out of it but faults, no way into its
+    /// middle.
     pub(super) const fn is_straight(self) -> bool {
         matches!(
             self,
@@ -221,7 +220,8 @@ fn transfer_or(mnemonic: Mnemonic, otherwise: Way) -> Way {
     }
 }
 
-/// Segment, control and debug registers as operands: not found in the host's, hence Rust's business.
+/// Segment, control and debug registers as operands: not found in the host's, hence Rust's
+/// business.
 fn names_special_register(code: Code) -> bool {
     use OpCodeOperandKind as K;
     code.op_code().op_kinds().iter().any(|kind| {
@@ -232,8 +232,8 @@ fn names_special_register(code: Code) -> bool {
     })
 }
 
-/// Opcodes that were set aside for hints (0F 0D, 0F 18–1F): no-ops on a processor that doesn't know them.
-/// The SSE prefetches are known.
+/// Opcodes that were set aside for hints (0F 0D, 0F 18–1F): no-ops on a processor that doesn't
+/// know them. The SSE prefetches are known.
 fn is_hint(code: Code) -> bool {
     use CpuidFeature as F;
     let hint = |feature: &CpuidFeature| {

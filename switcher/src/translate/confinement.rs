@@ -1,8 +1,10 @@
-//! The proof-reader: emitted code, read back with a foreign eye and judged instruction by instruction.
+//! The proof-reader: emitted code, read back with a foreign eye and judged instruction by
+//! instruction.
 //!
-//! That a guest can't reach outside its window rests on a few shapes of operands and a few registers that are
-//! never written. This file knows nothing of how code is emitted; it decodes the bytes and
-//! checks just that. Debug builds ask it about every unit, tests about every input they can think of.
+//! That a guest can't reach outside its window rests on a few shapes of operands and a few
+//! registers that are never written. This file knows nothing of how code is emitted; it decodes
+//! the bytes and checks just that. Debug builds ask it about every unit, tests about every
+//! input they can think of.
 
 use super::Unit;
 use crate::frame::Frame;
@@ -53,7 +55,8 @@ fn decodes(instruction: &Instruction) -> Verdict {
     if instruction.is_invalid() { Err("not an instruction") } else { Ok(()) }
 }
 
-/// Between `lea rdi, [r14+rdi]` and `mov edi, edi` edi is a host address: only one string instruction, which uses it, may stand there.
+/// Between `lea rdi, [r14+rdi]` and `mov edi, edi` edi is a host address: only one string
+/// instruction, which uses it, may stand there.
 #[derive(Default)]
 struct Strings {
     /// esi and edi hold host addresses.
@@ -197,7 +200,8 @@ fn is_table_look_up(instruction: &Instruction) -> bool {
         && instruction.segment_prefix() == Register::None
 }
 
-/// A bit string's number is in r13, cut before, or in r9, which Rust fills; never in a guest's register.
+/// A bit string's number is in r13, cut before, or in r9, which Rust fills; never in a guest's
+/// register.
 fn bit_number_is_bounded(instruction: &Instruction) -> bool {
     let bit = matches!(
         instruction.mnemonic(),

@@ -1,7 +1,7 @@
 //! #NM: FPU instructions look at the virtual CR0.TS.
 //!
-//! The host's own CR0.TS is never set, so translated code must ask. The question leaves the flags alone:
-//! `jrcxz` jumps without looking at them, and rcx waits in r9 meanwhile.
+//! The host's own CR0.TS is never set, so translated code must ask. The question leaves the
+//! flags alone: `jrcxz` jumps without looking at them, and rcx waits in r9 meanwhile.
 
 use super::assembler::{OpenJump, Place, Reg, Width};
 use super::stubs::exception_stub;

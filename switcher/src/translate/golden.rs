@@ -9,10 +9,10 @@
 //!                                | …
 //! ```
 //!
-//! Behind `==` come the guest's bytes and, behind a semicolon, options: a route, `segmented`, `step`,
-//! `straddles`, `at=address`, `watch=start-end`. The listing below is what the translator made of them; the
-//! test fails when that changes. `BLESS=1 cargo test -p lguest-switcher golden` writes the listings anew:
-//! read the difference before committing it.
+//! Behind `==` come the guest's bytes and, behind a semicolon, options: a route, `segmented`,
+//! `step`, `straddles`, `at=address`, `watch=start-end`. The listing below is what the
+//! translator made of them; the test fails when that changes. `BLESS=1 cargo test -p
+//! lguest-switcher golden` writes the listings anew: read the difference before committing it.
 
 use super::plan::decoder;
 use super::stubs::{reason_at, runtime};

@@ -1,9 +1,9 @@
 //! ah, ch, dh and bh, which can't stand beside r8–r15.
 //!
 //! An instruction with a REX prefix has no way to say "ah". Where the operand of such an
-//! instruction lies at a host register from r8 on, the whole of eax is taken into r13d rotated, so that
-//! its second byte becomes r13b; the instruction works on that; and r13d is rotated back. `rorx` leaves the flags
-//! alone, and eax is untouched until all that can fault is over.
+//! instruction lies at a host register from r8 on, the whole of eax is taken into r13d rotated,
+//! so that its second byte becomes r13b; the instruction works on that; and r13d is rotated
+//! back. `rorx` leaves the flags alone, and eax is untouched until all that can fault is over.
 
 use super::assembler::Reg;
 use super::unit::Translator;

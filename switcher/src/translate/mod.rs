@@ -5,24 +5,25 @@
 //!
 //! # The scheme
 //!
-//! Most instructions are the same in both modes, so they are decoded, adjusted, and encoded again:
-//! esp becomes r12d, and a memory operand is turned into one that stays inside the *window* (4 GiB of host
-//! address space that mirror the guest's). The table of registers is in [`crate::frame`]. Three rules
-//! hold everywhere:
+//! Most instructions are the same in both modes, so they are decoded, adjusted, and encoded
+//! again: esp becomes r12d, and a memory operand is turned into one that stays inside the
+//! *window* (4 GiB of host address space that mirror the guest's). The table of registers is in
+//! [`crate::frame`]. Three rules hold everywhere:
 //!
 //! - **The upper halves of the registers that hold guest state are zero** at every boundary
 //!   between guest instructions, so `[r14+reg]` is an address in the window.
 //! - **What is added between guest instructions leaves the flags alone**: `mov`, `lea`, `movzx`,
 //!   `jrcxz` and the BMI2 shifts do; `add` and `cmp` don't.
-//! - **A fault comes before any effect**: where one guest instruction becomes several, those that can fault
-//!   come first, or start again from the beginning without harm.
+//! - **A fault comes before any effect**: where one guest instruction becomes several, those
+//!   that can fault come first, or start again from the beginning without harm.
 //!
 //! # The story, in order
 //!
 //! - [`classify`]: which way each instruction goes;
 //! - [`plan`]: how far a run of guest code, a *unit*, reaches;
 //! - [`unit`]: the unit's host code, instruction by instruction;
-//! - [`operands`], [`high_bytes`], [`bit_strings`]: instructions re-encoded, and where their operand lies;
+//! - [`operands`], [`high_bytes`], [`bit_strings`]: instructions re-encoded, and where their
+//!   operand lies;
 //! - [`stack`], [`strings`], [`branches`], [`fpu`]: instructions with sequences of their own;
 //! - [`assembler`], [`stubs`]: emitting, and leaving;
 //! - [`confinement`]: the emitted code, read back and judged.
@@ -80,8 +81,8 @@ pub(crate) enum Route {
 pub(crate) struct Request<'a> {
     /// Address of the first instruction.
     pub(crate) eip: u32,
-    /// The code from `eip` to the end of its page; for a straddler, on into the next page as far as it can be
-    /// read (15 bytes in all matter).
+    /// The code from `eip` to the end of its page; for a straddler, on into the next page as
+    /// far as it can be read (15 bytes in all matter).
     pub(crate) bytes: &'a [u8],
     /// The first instruction runs over the end of its page: translate it alone.
     pub(crate) straddles: bool,
@@ -115,9 +116,10 @@ pub(crate) struct Unit {
 
 /// A boundary between guest instructions.
 ///
-/// In front of it all state is canonical, but for one kind: behind a `rep` string instruction there is a
-/// second point with the next instruction's address and `len` 0, where only the upper halves of rsi and rdi may
-/// still be set (so who leaves there stores 32 bits of them, and must not enter there).
+/// In front of it all state is canonical, but for one kind: behind a `rep` string instruction
+/// there is a second point with the next instruction's address and `len` 0, where only the
+/// upper halves of rsi and rdi may still be set (so who leaves there stores 32 bits of them,
+/// and must not enter there).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Point {
     /// Cache offset.
@@ -128,12 +130,13 @@ pub(crate) struct Point {
     pub(crate) len: u8,
     /// Can be jumped to from anywhere. Otherwise what runs here relies on what ran before.
     pub(crate) entry: bool,
-    /// A repeated string instruction: whoever interrupts it anywhere before the next point may leave with this
-    /// point's eip.
+    /// A repeated string instruction: whoever interrupts it anywhere before the next point may
+    /// leave with this point's eip.
     pub(crate) rep: bool,
 }
 
-/// A jump that goes to an exit ([`Reason::Chain`](crate::frame::Reason::Chain)) until its target is translated.
+/// A jump that goes to an exit ([`Reason::Chain`](crate::frame::Reason::Chain)) until its
+/// target is translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Chain {
     /// Cache offset of the jump's rel32.

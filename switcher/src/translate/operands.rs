@@ -2,12 +2,16 @@
 //!
 //! | reach | emitted operand |
 //! |---|---|
-//! | window | `gs:[eax+ecx*4+8]` with 32-bit address size, so it wraps where the guest's would; `[r14+rax]` for a lone register, which saves a cycle |
-//! | picked | `[r10+r9]`: the address in r9d, and in r10 the window that the frame names for its top byte |
-//! | segment | `[r10+r9]`: the segment's base added in 32 bits, and its window, which is poisoned when there is a limit to check |
+//! | window | `gs:[eax+ecx*4+8]` with 32-bit address size: it wraps where the guest's would |
+//! | window, a lone register | `[r14+rax]`, which saves a cycle |
+//! | picked | `[r10+r9]`: the address in r9d, in r10 the window for its top byte |
+//! | segment | `[r10+r9]`: the base added in 32 bits, in r10 the segment's window |
 //! | bounced | `[r15+n]`: the frame's bounce buffer, between two exits |
 //!
-//! No operand relative to r14 or r10 has a displacement or a scale: a sum of 64 bits could leave the window.
+//! A segment with a limit to check has a poisoned window, so that every access reaches Rust.
+//!
+//! No operand relative to r14 or r10 has a displacement or a scale: a sum of 64 bits could
+//! leave the window.
 
 use super::Route;
 use super::assembler::{Assembler, Place, Reg, Sum, Width};
@@ -86,7 +90,8 @@ impl Translator<'_> {
         }
     }
 
-    /// An instruction between two exits: Rust fills the bounce buffer before and empties it afterwards.
+    /// An instruction between two exits: Rust fills the bounce buffer before and empties it
+    /// afterwards.
     pub(super) fn bounced(&mut self, instruction: &Instruction) {
         let eip = instruction.ip32();
         let mut host = host_form(instruction);
@@ -106,7 +111,8 @@ impl Translator<'_> {
         exit(&mut self.hot, Reason::BounceDone, eip);
     }
 
-    /// `r13 = operand`, for an instruction whose one operand is in memory. Not for [`Reach::Bounced`].
+    /// `r13 = operand`, for an instruction whose one operand is in memory. Not for
+    /// [`Reach::Bounced`].
     pub(super) fn load_to_r13(&mut self, instruction: &Instruction, reach: Reach, width: Width) {
         let mut host = host_form(instruction);
         let (code, register) = match width {
@@ -121,7 +127,8 @@ impl Translator<'_> {
         self.encode(&host);
     }
 
-    /// `operand = r13`, for an instruction whose one operand is in memory. Not for [`Reach::Bounced`].
+    /// `operand = r13`, for an instruction whose one operand is in memory. Not for
+    /// [`Reach::Bounced`].
     pub(super) fn store_from_r13(&mut self, instruction: &Instruction, reach: Reach, width: Width) {
         let mut host = host_form(instruction);
         let (code, register) = match width {
@@ -218,8 +225,8 @@ pub(super) fn add_segment(out: &mut Assembler, segment: usize) {
     out.load(Width::Qword, Reg::R10, Place::Frame(offset::segment_window(segment)));
 }
 
-/// The same instruction with host registers, without prefixes that have no meaning here, and in a form that
-/// 64-bit mode has. Its memory operand is still the guest's.
+/// The same instruction with host registers, without prefixes that have no meaning here, and in
+/// a form that 64-bit mode has. Its memory operand is still the guest's.
 pub(super) fn host_form(guest: &Instruction) -> Instruction {
     let mut host = *guest;
     host.set_code(form_in_64bit_mode(guest.code()));

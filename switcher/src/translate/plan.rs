@@ -13,8 +13,8 @@ const LONGEST: usize = 256;
 /// How many other instructions may stand between two FPU instructions that share one check.
 const FPU_GAP: usize = 3;
 
-/// A decoder of guest code that takes no byte for more than our processor knows: the prefix of `tzcnt`, `lzcnt`
-/// and `wbnoinvd` is one that `bsf`, `bsr` and `wbinvd` ignore.
+/// A decoder of guest code that takes no byte for more than our processor knows: the prefix of
+/// `tzcnt`, `lzcnt` and `wbnoinvd` is one that `bsf`, `bsr` and `wbinvd` ignore.
 pub(crate) fn decoder(bytes: &[u8], eip: u32) -> Decoder<'_> {
     const OLD: u32 =
         DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
@@ -47,7 +47,7 @@ pub(super) enum End {
     Elsewhere,
     /// The instruction at this address.
     Next(u32),
-    /// The instruction at this address, which runs over the end of the page: X.
+    /// The instruction at this address, which runs over the end of the page.
     Straddler(u32),
 }
 
@@ -108,8 +108,8 @@ fn note_branch_targets(steps: &mut [Step]) -> Vec<bool> {
     targets
 }
 
-/// Decides which FPU instructions look at CR0.TS: the first of each group. The others of the group, and what stands
-/// between, can then only be reached from it.
+/// Decides which FPU instructions look at CR0.TS: the first of each group. The others of the
+/// group, and what stands between, can then only be reached from it.
 fn share_fpu_checks(steps: &mut [Step], targets: &[bool]) {
     let mut checked: Option<usize> = None;
     for at in 0..steps.len() {
@@ -128,8 +128,8 @@ fn share_fpu_checks(steps: &mut [Step], targets: &[bool]) {
     }
 }
 
-/// Whether an instruction that couldn't be decoded was longer than the 15 bytes that the processor takes
-/// (SDM volume 3, "General-Protection Exception").
+/// Whether an instruction that couldn't be decoded was longer than the 15 bytes that the
+/// processor takes (SDM volume 3, "General-Protection Exception").
 pub(super) fn is_too_long(instruction: &Instruction) -> bool {
     instruction.code() == Code::INVALID && instruction.len() == 15
 }

@@ -1,8 +1,8 @@
 //! The guest's stack: esp is r12d, and pushing is a store and an `lea`.
 //!
-//! The store comes before esp moves, so that a fault finds the instruction's beginning. Stores go through gs, since they have a
-//! displacement; loads are from `[r14+r12]`. When the stack segment isn't flat, or the stack has
-//! turned out to be out of reach, Rust does it all.
+//! The store comes before esp moves, so that a fault finds the instruction's beginning. Stores
+//! go through gs, since they have a displacement; loads are from `[r14+r12]`. When the stack
+//! segment isn't flat, or the stack has turned out to be out of reach, Rust does it all.
 
 use super::Route;
 use super::assembler::{Place, Reg, Sum, Width};

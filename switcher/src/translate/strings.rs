@@ -1,8 +1,9 @@
 //! movs, cmps, stos, lods and scas.
 //!
-//! Their destination takes no segment prefix, so esi and edi are turned into host addresses for the one
-//! instruction and cut back to 32 bits behind it. The window begins at a multiple of 4 GiB, so the cut is right wherever a
-//! repetition stops. One that runs over an end of the window meets a guard page, and Rust goes on.
+//! Their destination takes no segment prefix, so esi and edi are turned into host addresses for
+//! the one instruction and cut back to 32 bits behind it. The window begins at a multiple of 4
+//! GiB, so the cut is right wherever a repetition stops. One that runs over an end of the
+//! window meets a guard page, and Rust goes on.
 
 use super::assembler::{Reg, Sum, Width};
 use super::unit::Translator;

@@ -1,8 +1,9 @@
 //! The ways out of translated code, and the runtime at the start of the code cache that they share.
 //!
-//! Code that leaves loads the eip to report into r13d and the detail into r9d (both are scratch) and
-//! jumps to the *tail* for its reason; the tail fills in the frame and jumps to the exit
-//! stub, which is assembly and lies elsewhere. So an exit costs 11 or 17 bytes where it happens.
+//! Code that leaves loads the eip to report into r13d and the detail into r9d (both are
+//! scratch) and jumps to the *tail* for its reason; the tail fills in the frame and jumps to
+//! the exit stub, which is assembly and lies elsewhere. So an exit costs 11 or 17 bytes where
+//! it happens.
 //!
 //! Offset 0 is the tail for [`Reason::Indirect`], because that is where an empty entry of an
 //! indirect-jump table leads: r13d holds the eip that was looked up.
@@ -78,7 +79,8 @@ pub(super) fn exit_to_r13(out: &mut Assembler, reason: Reason) {
     out.close(jump, tail(reason));
 }
 
-/// Raises the exception `vector`, without error code, when `jump` is taken; `eip` as its kind asks for.
+/// Raises the exception `vector`, without error code, when `jump` is taken; `eip` as its kind
+/// asks for.
 pub(super) fn exception_stub(
     hot: &mut Assembler,
     cold: &mut Assembler,
@@ -93,8 +95,8 @@ pub(super) fn exception_stub(
 /// Bytes that [`exit_with`] emits: what follows it is that much further on.
 pub(super) const EXIT_WITH_BYTES: u32 = 17;
 
-/// Looks up the guest address in r13d in the world's table and goes there, without touching flags. An address that isn't
-/// in the table leads to offset 0 of the cache.
+/// Looks up the guest address in r13d in the world's table and goes there, without touching
+/// flags. An address that isn't in the table leads to offset 0 of the cache.
 pub(super) fn jump_through_table(out: &mut Assembler) {
     out.raw(&[0x47, 0x8b, 0x0c, 0xab]); // mov r9d, [r11+r13*4]
     out.lea(Width::Qword, Reg::R9, super::assembler::Sum::of(Reg::R9, Reg::CODE, 0));

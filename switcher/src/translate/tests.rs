@@ -1,7 +1,7 @@
 //! The translator against everything that can be an instruction.
 //!
-//! Nothing is run here: each unit is read back. That it is confined is asserted by `translate` itself in
-//! debug builds; these tests say so again, so that they hold in any build.
+//! Nothing is run here: each unit is read back. That it is confined is asserted by `translate`
+//! itself in debug builds; these tests say so again, so that they hold in any build.
 
 use super::classify::{Way, classify};
 use super::confinement::check;
@@ -179,8 +179,8 @@ fn only_the_guests_own_instruction_touches_flags() {
     });
 }
 
-/// Every jump and every point is at the start of a host instruction, and every chain is a jump to the exit that
-/// asks for its patching.
+/// Every jump and every point is at the start of a host instruction, and every chain is a jump
+/// to the exit that asks for its patching.
 #[test]
 fn tables_and_jumps_agree_with_the_code() {
     let starts = |code: &[u8], origin: u64| -> Vec<u64> {

@@ -1,7 +1,7 @@
 //! From a plan to host code: the unit, instruction by instruction.
 //!
-//! Code goes into two pieces. *Hot* code is what normally runs, in guest order; *cold* code is exits that
-//! are seldom taken, out of the way of the processor's fetcher.
+//! Code goes into two pieces. *Hot* code is what normally runs, in guest order; *cold* code is
+//! exits that are seldom taken, out of the way of the processor's fetcher.
 
 use super::assembler::{Assembler, OpenJump};
 use super::classify::Way;
@@ -17,8 +17,9 @@ const UNIT_ALIGNMENT: u32 = 16;
 /// Loop heads begin at a multiple of this, a cache line: a tight loop across two ran half as fast.
 const LOOP_ALIGNMENT: u32 = 64;
 
-/// #DB's and #BP's and others' numbers (SDM volume 3, table "Protected-Mode Exceptions and Interrupts").
+/// #BP (SDM volume 3, table "Protected-Mode Exceptions and Interrupts").
 const BREAKPOINT: u32 = 3;
+/// #UD.
 const INVALID_OPCODE: u32 = 6;
 /// #GP with error code 0, as [`Frame::detail`](crate::frame::Frame::detail) has it.
 const PROTECTION: u32 = 13 | 1 << 8;
