@@ -177,11 +177,7 @@ impl LineDiscipline {
             }
             END if self.line.is_empty() => self.end_typed = true,
             END => self.ready.extend(self.line.drain(..)),
-            BACKSPACE | DELETE => {
-                if erase(&mut self.line) {
-                    echo(b"\x08 \x08");
-                }
-            }
+            BACKSPACE | DELETE if erase(&mut self.line) => echo(b"\x08 \x08"),
             KILL_LINE => {
                 while erase(&mut self.line) {
                     echo(b"\x08 \x08");

@@ -119,11 +119,11 @@ unsafe impl MapPages for DeviceWindow {
         let window = layout::device_window().start.0;
         for page in 0..pages {
             let address = Virt(window + (first + page) * PAGE_SIZE);
-            let value = (start.0 & FRAME_MASK) + page * PAGE_SIZE | READ_WRITE;
+            let frame = (start.0 & FRAME_MASK) + page * PAGE_SIZE;
             // SAFETY: nothing was mapped there, and this is its entry in every directory.
             unsafe {
                 let entry = &DEVICE_TABLE.0[table_index(address)];
-                machine().set_pte_at(directory(), address, entry, value);
+                machine().set_pte_at(directory(), address, entry, frame | READ_WRITE);
             }
         }
         Some(Virt(window + first * PAGE_SIZE))

@@ -25,11 +25,11 @@ pub(crate) fn handle(frame: &mut TrapFrame) {
     };
     match outcome {
         Fault::Mended => {}
-        Fault::OutOfMemory if frame.from_user() => {
+        Fault::OutOfMemory if frame.is_from_user() => {
             println!("{}: killed, memory has run out", processes::current_name());
             processes::exit(Ending::KILLED);
         }
-        Fault::Forbidden if frame.from_user() => {
+        Fault::Forbidden if frame.is_from_user() => {
             let verb = if write { "write to" } else { "read" };
             println!(
                 "{}: killed, it may not {verb} {address:#010x} (eip {:#010x})",

@@ -25,7 +25,7 @@ const HEAP_SHARE: usize = 48 << 10;
 
 /// All processes, and whose turn it is.
 pub(super) struct Scheduler {
-    processes: Vec<Box<Process>>,
+    processes: Vec<Process>,
     /// Those that can run, but for the current one.
     queue: VecDeque<Pid>,
     current: Option<Pid>,
@@ -60,7 +60,7 @@ impl Scheduler {
     }
 
     fn find(&mut self, pid: Pid) -> Option<&mut Process> {
-        self.processes.iter_mut().find(|process| process.pid == pid).map(Box::as_mut)
+        self.processes.iter_mut().find(|process| process.pid == pid)
     }
 
     /// The current process.
@@ -90,7 +90,7 @@ impl Scheduler {
         process.pid = pid;
         process.parent = parent;
         process.job = if own_job { pid } else { parents_job };
-        self.processes.push(Box::new(process));
+        self.processes.push(process);
         self.queue.push_back(pid);
         Ok(pid)
     }

@@ -16,12 +16,12 @@ pub(super) extern "C" fn trap(frame: &mut TrapFrame) {
     match frame.vector as u8 {
         SYSCALL => system_calls::handle(frame),
         traps::PAGE_FAULT => page_faults::handle(frame),
-        traps::NO_FPU if frame.from_user() => fpu::first_use(),
+        traps::NO_FPU if frame.is_from_user() => fpu::first_use(),
         vector if (FIRST_IRQ..FIRST_IRQ + IRQS).contains(&vector) => interrupt(vector - FIRST_IRQ),
         _ => mistake(frame),
     }
     interrupts::disable();
-    if frame.from_user() {
+    if frame.is_from_user() {
         processes::before_user();
     }
 }
@@ -38,7 +38,7 @@ fn interrupt(irq: u8) {
 /// Somebody did what can't be done.
 fn mistake(frame: &mut TrapFrame) {
     let name = name(frame.vector as u8);
-    if frame.from_user() {
+    if frame.is_from_user() {
         println!("{}: killed by {name} (eip {:#010x})", processes::current_name(), frame.eip);
         processes::exit(Ending::FAULT);
     }

@@ -21,7 +21,7 @@ unsafe extern "C" {
 
 /// Sees to it that the kernel goes on where it said. False when it didn't expect this fault.
 pub(crate) fn apply(frame: &mut TrapFrame) -> bool {
-    if frame.from_user() {
+    if frame.is_from_user() {
         return false;
     }
     let start = &raw const __start_kernel_fixups;

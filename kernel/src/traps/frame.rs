@@ -46,7 +46,7 @@ impl TrapFrame {
     }
 
     /// Whether it was a process, and not the kernel.
-    pub(crate) fn from_user(&self) -> bool {
+    pub(crate) fn is_from_user(&self) -> bool {
         const { assert!(KERNEL_LEVEL != USER_LEVEL) };
         self.cs & 3 == u32::from(USER_LEVEL)
     }
