@@ -5,12 +5,13 @@ set -eu
 project=$(cd "$(dirname "$0")/.." && pwd)
 . "$project/setup/guest-toolchain.sh"
 
+ours='--package lguest-drivers --package lguest-guest --package lguest-kernel --package lguest-shell'
 thinking='--package lguest-kernel-logic --package lguest-system-calls'
 
 # shellcheck disable=SC2086 # the options are words
 {
-    cargo_for_guest fmt --all --check
-    cargo_for_guest clippy --quiet --release --workspace $guest_target -- -D warnings
+    cargo_for_guest fmt $ours $thinking --check
+    cargo_for_guest clippy --quiet --release $ours $guest_target -- -D warnings
     cargo_for_guest clippy --quiet --all-targets $thinking -- -D warnings
     cargo_for_guest test --quiet $thinking
 }

@@ -74,9 +74,9 @@ impl AddressSpace {
             let page = Virt(at - offset);
             if !self.tables.is_mapped(page) {
                 let frame = Frame::allocate_zeroed().ok_or(OutOfMemory)?;
-                self.tables.map(page, frame, access == Access::Write)?;
+                self.tables.map(page, frame, access)?;
             } else if access == Access::Write {
-                self.tables.protect(page.0..page.0 + PAGE, true);
+                self.tables.protect(page.0..page.0 + PAGE, access);
             }
             let (now, later) = rest.split_at(rest.len().min((PAGE - offset) as usize));
             let place = self.tables.page(page).ok_or(Errno::EFAULT)?;
@@ -164,12 +164,7 @@ impl AddressSpace {
             return Ok(());
         }
         let covered = self.areas.protect(range.clone(), access).map_err(no_room)?;
-        match access {
-            // What is in pages nobody may touch is kept out of reach by dropping it when it was never
-            // more than reserved; a page with contents can't be dropped, so it stays readable.
-            Access::None | Access::Read => self.tables.protect(range, false),
-            Access::Write => self.tables.protect(range, true),
-        }
+        self.tables.protect(range, access);
         if covered { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
@@ -219,7 +214,7 @@ impl AddressSpace {
         let Some(frame) = Frame::allocate_zeroed() else {
             return Fault::OutOfMemory;
         };
-        match self.tables.map(page, frame, area.access == Access::Write) {
+        match self.tables.map(page, frame, area.access) {
             Ok(()) => Fault::Mended,
             Err(OutOfMemory) => Fault::OutOfMemory,
         }

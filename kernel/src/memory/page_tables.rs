@@ -16,13 +16,25 @@ use lguest_abi::paging::{
 use lguest_abi::{Phys, Virt};
 use lguest_guest::lazy::{Lazy, LazyMode};
 use lguest_guest::{interrupts, machine, memory};
+use lguest_kernel_logic::areas::Access;
 
 /// Flags for a process's tables.
 const TABLE: u32 = PRESENT | WRITE | USER | ACCESSED;
+/// The entry owns a frame, whether it may be touched or not: a bit that the processor leaves to the kernel.
+const OWNED: u32 = 1 << 9;
 /// Flags for a page that is only read.
-const READ_ONLY: u32 = PRESENT | USER | ACCESSED;
+const READ_ONLY: u32 = OWNED | PRESENT | USER | ACCESSED;
 /// Flags for a page that is written. Claiming that it was already spares the Host the wait for the first write.
 const READ_WRITE: u32 = READ_ONLY | WRITE | DIRTY;
+
+/// The flags that go with what a process may do with a page.
+const fn flags(access: Access) -> u32 {
+    match access {
+        Access::None => OWNED,
+        Access::Read => READ_ONLY,
+        Access::Write => READ_WRITE,
+    }
+}
 
 /// Memory has run out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,7 +71,7 @@ impl PageTables {
 
     /// Whether something is mapped at a user address.
     pub(crate) fn is_mapped(&self, address: Virt) -> bool {
-        self.entry(address).is_some_and(|entry| entry.load(Ordering::Relaxed) & PRESENT != 0)
+        self.entry(address).is_some_and(|entry| entry.load(Ordering::Relaxed) & OWNED != 0)
     }
 
     /// Maps a frame at a user address where nothing is mapped.
@@ -67,11 +79,10 @@ impl PageTables {
         &mut self,
         address: Virt,
         frame: Frame,
-        writable: bool,
+        access: Access,
     ) -> Result<(), OutOfMemory> {
         let entry = self.entry_or_new(address)?;
-        let flags = if writable { READ_WRITE } else { READ_ONLY };
-        let value = frame.into_phys().0 | flags;
+        let value = frame.into_phys().0 | flags(access);
         self.set(address, entry, value);
         self.pages += 1;
         Ok(())
@@ -80,7 +91,7 @@ impl PageTables {
     /// The bytes of the page at an address, if one is mapped: for a process that isn't running yet.
     pub(crate) fn page(&mut self, address: Virt) -> Option<&mut [u8; PAGE_SIZE as usize]> {
         let value = self.entry(address)?.load(Ordering::Relaxed);
-        if value & PRESENT == 0 || self.told {
+        if value & OWNED == 0 || self.told {
             return None;
         }
         let page = core::ptr::with_exposed_provenance_mut(
@@ -90,11 +101,10 @@ impl PageTables {
         Some(unsafe { &mut *page })
     }
 
-    /// Makes the mapped pages of a range writable, or read-only.
-    pub(crate) fn protect(&mut self, range: Range<u32>, writable: bool) {
+    /// Changes what may be done with the mapped pages of a range.
+    pub(crate) fn protect(&mut self, range: Range<u32>, access: Access) {
         self.each(range, |tables, address, entry, value| {
-            let flags = if writable { READ_WRITE } else { READ_ONLY };
-            tables.set(address, entry, value & FRAME_MASK | flags);
+            tables.set(address, entry, value & FRAME_MASK | flags(access));
         });
     }
 
@@ -136,7 +146,7 @@ impl PageTables {
                     continue;
                 };
                 let value = entry.load(Ordering::Relaxed);
-                if value & PRESENT != 0 {
+                if value & OWNED != 0 {
                     body(self, Virt(address), entry, value);
                 }
                 address += PAGE_SIZE;
@@ -204,7 +214,7 @@ impl PageTables {
                 let table = Phys(value & FRAME_MASK);
                 for entry in table_at(table) {
                     let page = entry.load(Ordering::Relaxed);
-                    if page & PRESENT != 0 {
+                    if page & OWNED != 0 {
                         drop(Frame::from_phys(Phys(page & FRAME_MASK)));
                     }
                 }
