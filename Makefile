@@ -42,6 +42,7 @@ run: command initrd
 
 test: guest initrd
 	$(CARGO) test --workspace
+	cd kernel && $(CARGO) test --package lguest-kernel-logic --package lguest-system-calls
 
 bench: guest initrd
 	@$(CARGO) bench --package lguest --bench first_light
@@ -56,8 +57,9 @@ fuzz: guest
 
 check: guest
 	$(CARGO) fmt --all --check
+	cd kernel && $(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	setup/check-guest.sh
+	.ci/check-guest
 
 clean:
 	rm -rf build docs/book kernel/target

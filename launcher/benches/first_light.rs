@@ -38,7 +38,7 @@ fn main() -> Result<()> {
     let start = median(runs.unwrap_or(RUNS), time_to_run_true)?;
     row("start to prompt", boot, start, "start and end of `true`");
 
-    let system_call = per_time(TIMES, || drop(getppid()));
+    let system_call = per_time(TIMES, || _ = getppid());
     let switch = context_switch()?;
     let fault = page_fault()?;
     for line in guest_benchmark()?.lines() {

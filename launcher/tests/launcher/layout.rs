@@ -1,6 +1,7 @@
 //! Memory as a guest finds it when it wakes up, byte by byte.
 
-use crate::tiny_guest::{CODE, Segment, elf};
+use crate::elf_file::{Segment, elf};
+use crate::tiny_guest::CODE;
 use lguest::layout::{Layout, LayoutError};
 use lguest::{Kernel, MemorySize};
 use lguest_switcher::{GuestMemory, GuestPhys};

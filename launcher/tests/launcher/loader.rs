@@ -1,6 +1,7 @@
 //! What the loader says to good kernels and to bad ones.
 
-use crate::tiny_guest::{CODE, DATA, PAGE_OFFSET, Segment, elf, power_off};
+use crate::elf_file::{PAGE_OFFSET, Segment, elf};
+use crate::tiny_guest::{CODE, DATA, power_off};
 use lguest::loader::Format;
 use lguest::{Kernel, KernelError};
 use lguest_switcher::{GuestPhys, GuestVirt};

@@ -2,6 +2,10 @@
 
 mod book;
 mod command;
+mod console;
+mod elf_file;
+mod endings;
 mod layout;
 mod loader;
+mod terminal;
 mod tiny_guest;

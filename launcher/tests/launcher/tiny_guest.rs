@@ -1,83 +1,57 @@
-//! Guests of a few instructions, and the ELF files around them.
+//! Guests of a few instructions.
 //!
 //! A kernel with a prompt shows that everything works together; a guest of ten instructions shows
 //! what one thing does. These are assembled in the test that runs them.
 
+use crate::elf_file::{PAGE_OFFSET, Segment, elf};
 use iced_x86::IcedError;
-use iced_x86::code_asm::{CodeAssembler, CodeLabel, eax, ebx, ecx, edx, ptr};
+use iced_x86::code_asm::{CodeAssembler, CodeLabel, ax, eax, ebx, ecx, edx, esp, ptr, word_ptr};
 use lguest_abi::address::Phys;
 use lguest_abi::boot::SIGNATURE;
-use lguest_abi::hypercall::{Hypercall, VECTOR};
-
-/// Where these guests have their memory mapped, as most kernels do.
-pub(crate) const PAGE_OFFSET: u32 = 0xc000_0000;
+use lguest_abi::device::irq_of;
+use lguest_abi::dma::offset;
+use lguest_abi::hypercall::{Hypercall, POWER_OFF_MESSAGE, VECTOR};
+use lguest_abi::segments::KERNEL_CS;
+use lguest_abi::traps::FIRST_IRQ;
 
 /// Where their code begins.
 pub(crate) const CODE: u32 = 0x10_0000;
 
+/// Where the handler of the console's interrupt begins, if there is one.
+const HANDLER: u32 = 0x18_0000;
+
 /// Where their text and other constants lie.
 pub(crate) const DATA: u32 = 0x20_0000;
 
-/// Free memory: where they have the page they share with the Host.
-pub(crate) const LGUEST_DATA: u32 = 0x3000;
+/// Free memory: the page shared with the Host, the stack's top, buffers, and what describes them.
+const LGUEST_DATA: u32 = 0x3000;
+const STACK: u32 = 0x5000;
+const INPUT: u32 = 0x6000;
+const INPUT_DMA: u32 = 0x7000;
+const OUTPUT_DMA: u32 = 0x7100;
+const INPUT_BYTES: u32 = 256;
 
-/// A segment for [`elf`].
-#[derive(Clone, Debug)]
-pub(crate) struct Segment {
-    pub(crate) virt: u32,
-    pub(crate) phys: u32,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) size: u32,
-}
-
-impl Segment {
-    /// Bytes at a physical address, mapped where they should be.
-    pub(crate) fn at(phys: u32, bytes: &[u8]) -> Self {
-        let virt = phys.wrapping_add(PAGE_OFFSET);
-        Self { virt, phys, bytes: bytes.to_vec(), size: bytes.len() as u32 }
-    }
-}
-
-/// A 32-bit x86 ELF executable: the file header, the program headers, the bytes.
-pub(crate) fn elf(segments: &[Segment]) -> Vec<u8> {
-    const HEADER: u32 = 52;
-    const PROGRAM_HEADER: u32 = 32;
-    let half = |value: u32| (value as u16).to_le_bytes();
-    let mut file = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    file.extend([half(2), half(3)].concat()); // executable, 386
-    for word in [1, segments.first().map_or(0, |s| s.virt), HEADER, 0, 0] {
-        file.extend(u32::to_le_bytes(word)); // version, entry, program headers, sections, flags
-    }
-    for value in [HEADER, PROGRAM_HEADER, segments.len() as u32, 40, 0, 0] {
-        file.extend(half(value));
-    }
-    let mut offset = HEADER + PROGRAM_HEADER * segments.len() as u32;
-    for segment in segments {
-        let length = segment.bytes.len() as u32;
-        for word in [1, offset, segment.virt, segment.phys, length, segment.size, 7, 4096] {
-            file.extend(u32::to_le_bytes(word)); // PT_LOAD
-        }
-        offset += length;
-    }
-    segments.iter().for_each(|segment| file.extend(&segment.bytes));
-    file
-}
+type Assembled = Result<(), IcedError>;
 
 /// The ELF file of a guest that runs `code` and finds `data` at [`DATA`].
-pub(crate) fn guest(
-    data: &[u8],
-    code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
-) -> Vec<u8> {
+pub(crate) fn guest(data: &[u8], code: impl FnOnce(&mut CodeAssembler) -> Assembled) -> Vec<u8> {
+    elf(&[entry(code), Segment::at(DATA, data)])
+}
+
+/// The segment that a guest begins in.
+fn entry(code: impl FnOnce(&mut CodeAssembler) -> Assembled) -> Segment {
+    let code = assembled(CODE + SIGNATURE.len() as u32, code);
+    Segment::at(CODE, &[&SIGNATURE[..], &code].concat())
+}
+
+fn assembled(phys: u32, code: impl FnOnce(&mut CodeAssembler) -> Assembled) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(32).unwrap();
     code(&mut assembler).unwrap();
-    let entry = u64::from(PAGE_OFFSET + CODE) + SIGNATURE.len() as u64;
-    let mut bytes = SIGNATURE.to_vec();
-    bytes.extend(assembler.assemble(entry).unwrap());
-    elf(&[Segment::at(CODE, &bytes), Segment::at(DATA, data)])
+    assembler.assemble(u64::from(PAGE_OFFSET + phys)).unwrap()
 }
 
 /// Makes one hypercall.
-pub(crate) fn call(a: &mut CodeAssembler, call: Hypercall) -> Result<(), IcedError> {
+pub(crate) fn call(a: &mut CodeAssembler, call: Hypercall) -> Assembled {
     let [number, first, second, third] = call.encode();
     a.mov(eax, number)?;
     a.mov(edx, first)?;
@@ -87,19 +61,13 @@ pub(crate) fn call(a: &mut CodeAssembler, call: Hypercall) -> Result<(), IcedErr
 }
 
 /// The first call of every guest.
-pub(crate) fn init(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(crate) fn init(a: &mut CodeAssembler) -> Assembled {
     call(a, Hypercall::LguestInit { data: Phys(LGUEST_DATA) })
 }
 
 /// Ends the guest with the message at [`DATA`].
-pub(crate) fn crash(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(crate) fn crash(a: &mut CodeAssembler) -> Assembled {
     call(a, Hypercall::Crash { message: Phys(DATA) })
-}
-
-/// Stores a word at a physical address.
-pub(crate) fn store(a: &mut CodeAssembler, phys: u32, value: u32) -> Result<(), IcedError> {
-    a.mov(eax, value)?;
-    a.mov(ptr(PAGE_OFFSET + phys), eax)
 }
 
 /// A guest that gives up with this message.
@@ -112,16 +80,104 @@ pub(crate) fn crashing(message: &str) -> Vec<u8> {
 
 /// A guest that powers off at once.
 pub(crate) fn power_off() -> Vec<u8> {
-    crashing("Power down")
+    crashing(POWER_OFF_MESSAGE)
 }
 
-/// A guest that computes and never ends, with interrupts enabled.
+/// A guest that computes and never ends.
 pub(crate) fn spinning() -> Vec<u8> {
     guest(b"", |a| {
         init(a)?;
+        say_ready(a)?;
         let mut again: CodeLabel = a.create_label();
         a.set_label(&mut again)?;
         a.inc(eax)?;
         a.jmp(again)
     })
+}
+
+/// A guest that sleeps and is never woken.
+pub(crate) fn sleeping() -> Vec<u8> {
+    guest(b"", |a| {
+        init(a)?;
+        say_ready(a)?;
+        sleep(a)
+    })
+}
+
+/// A guest that fills its screen for ever.
+pub(crate) fn chattering() -> Vec<u8> {
+    guest(b"", |a| {
+        init(a)?;
+        let mut again: CodeLabel = a.create_label();
+        a.set_label(&mut again)?;
+        say_ready(a)?;
+        a.jmp(again)
+    })
+}
+
+/// What [`say_ready`] says.
+pub(crate) const READY: &[u8] = b"ready\n";
+
+/// Prints [`READY`], so that a test knows how far the guest is.
+fn say_ready(a: &mut CodeAssembler) -> Assembled {
+    for (at, &byte) in (INPUT..).zip(READY) {
+        a.mov(eax, u32::from(byte))?;
+        a.mov(ptr(PAGE_OFFSET + at), eax)?;
+    }
+    describe(a, OUTPUT_DMA, INPUT, READY.len() as u32)?;
+    call(a, Hypercall::SendDma { key: Phys(0), dma: Phys(OUTPUT_DMA) })
+}
+
+/// A guest that prints what it reads, and powers off at the end of its input.
+pub(crate) fn echoing() -> Vec<u8> {
+    let code = entry(|a| {
+        a.mov(esp, PAGE_OFFSET + STACK)?;
+        init(a)?;
+        let irq = irq_of(0);
+        let handler = PAGE_OFFSET + HANDLER;
+        let vector = u32::from(FIRST_IRQ + irq);
+        let low = u32::from(KERNEL_CS) << 16 | handler & 0xffff;
+        let high = handler & 0xffff_0000 | 0x8e00;
+        call(a, Hypercall::LoadIdtEntry { vector, low, high })?;
+        describe(a, INPUT_DMA, INPUT, INPUT_BYTES)?;
+        let array = Phys(INPUT_DMA);
+        call(a, Hypercall::BindDma { key: Phys(0), array, count: 1, irq })?;
+        sleep(a)
+    });
+    let handler = assembled(HANDLER, |a| {
+        let mut end = a.create_label();
+        let used = PAGE_OFFSET + INPUT_DMA + offset::USED_LEN;
+        describe(a, OUTPUT_DMA, INPUT, 0)?;
+        a.mov(eax, ptr(used))?;
+        a.test(eax, eax)?;
+        a.jz(end)?;
+        a.mov(word_ptr(PAGE_OFFSET + OUTPUT_DMA + offset::LEN), ax)?;
+        call(a, Hypercall::SendDma { key: Phys(0), dma: Phys(OUTPUT_DMA) })?;
+        a.xor(eax, eax)?;
+        a.mov(ptr(used), eax)?;
+        // Nobody goes back to what was interrupted, which was asleep.
+        a.mov(esp, PAGE_OFFSET + STACK)?;
+        sleep(a)?;
+        a.set_label(&mut end)?;
+        crash(a)
+    });
+    let goodbye = [POWER_OFF_MESSAGE.as_bytes(), b"\0"].concat();
+    elf(&[code, Segment::at(HANDLER, &handler), Segment::at(DATA, &goodbye)])
+}
+
+/// Writes a Dma with one section.
+fn describe(a: &mut CodeAssembler, dma: u32, start: u32, len: u32) -> Assembled {
+    for (field, value) in [(offset::USED_LEN, 0), (offset::ADDR, start), (offset::LEN, len)] {
+        a.mov(eax, value)?;
+        a.mov(ptr(PAGE_OFFSET + dma + field), eax)?;
+    }
+    Ok(())
+}
+
+/// Waits for interrupts, for ever.
+fn sleep(a: &mut CodeAssembler) -> Assembled {
+    let mut again: CodeLabel = a.create_label();
+    a.set_label(&mut again)?;
+    call(a, Hypercall::Halt)?;
+    a.jmp(again)
 }
