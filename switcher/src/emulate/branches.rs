@@ -16,11 +16,7 @@ use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 /// # Errors
 /// #GP(0) beyond its limit.
 pub(super) fn check_target(code: &Segment, eip: u32) -> Result<(), Exception> {
-    if addresses::reaches(code, eip, 1) {
-        Ok(())
-    } else {
-        Err(Exception::protection(0))
-    }
+    if addresses::reaches(code, eip, 1) { Ok(()) } else { Err(Exception::protection(0)) }
 }
 
 /// `jmp` to a relative, register or memory target.
@@ -63,11 +59,7 @@ pub(super) fn ret(
 
 /// n of `ret n` and `retf n`; 0 without one.
 pub(super) fn dropped_bytes(instruction: &Instruction) -> u32 {
-    if instruction.op_count() == 0 {
-        0
-    } else {
-        instruction.immediate16().into()
-    }
+    if instruction.op_count() == 0 { 0 } else { instruction.immediate16().into() }
 }
 
 /// `jcc`, `loop` and its kin, `jecxz`. Only a branch that is taken looks at its target, and only
@@ -162,10 +154,7 @@ mod tests {
     fn calls_and_returns() {
         let (mut cpu, mut memory) = (cpu_at(3), memory());
         assert_done(&mut cpu, &mut memory, &[0xe8, 0xfb, 0x0f, 0, 0]);
-        assert_eq!(
-            (cpu.eip(), cpu.gpr(Gpr::Esp), memory.dword(0x7ffc)),
-            (0x2000, 0x7ffc, 0x1005)
-        );
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp), memory.dword(0x7ffc)), (0x2000, 0x7ffc, 0x1005));
         assert_done(&mut cpu, &mut memory, &[0xc2, 8, 0]);
         assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x1005, 0x8008));
         cpu.set_gpr(Gpr::Ecx, 0x1234_5678);
@@ -183,10 +172,7 @@ mod tests {
         let (mut cpu, mut memory) = (cpu_at(3), memory());
         cpu.set_eip(0x1234_1000);
         assert_done(&mut cpu, &mut memory, &[0x66, 0xe8, 0xfc, 0x0f]); // call
-        assert_eq!(
-            (cpu.eip(), cpu.gpr(Gpr::Esp), memory.word(0x7ffe)),
-            (0x2000, 0x7ffe, 0x1004)
-        );
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp), memory.word(0x7ffe)), (0x2000, 0x7ffe, 0x1004));
         cpu.set_eip(0x1234_1000);
         assert_done(&mut cpu, &mut memory, &[0x66, 0xc3]);
         assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x1004, 0x8000));
@@ -233,11 +219,7 @@ mod tests {
                     let opcode = 0x70 + number as u8 * 2 + u8::from(negated);
                     assert_done(&mut cpu, &mut memory(), &[opcode, 0x10]);
                     let taken = cpu.eip() == 0x1012;
-                    assert_eq!(
-                        taken,
-                        expected != negated,
-                        "{opcode:02x}, eflags {eflags:03x}"
-                    );
+                    assert_eq!(taken, expected != negated, "{opcode:02x}, eflags {eflags:03x}");
                 }
             }
         }
@@ -271,10 +253,7 @@ mod tests {
     #[test]
     fn branches_beyond_the_limit_change_nothing() {
         let mut cpu = cpu_at(3);
-        let short = Segment {
-            limit: 0x1fff,
-            ..Segment::flat_code(0x2b)
-        };
+        let short = Segment { limit: 0x1fff, ..Segment::flat_code(0x2b) };
         cpu.set_segment(SegmentRegister::Cs, short);
         cpu.set_gpr(Gpr::Ecx, 5);
         let mut memory = memory();
@@ -288,18 +267,8 @@ mod tests {
             assert_fault(&mut cpu, &mut memory, code, Exception::protection(0));
         }
         cpu.set_eip(0x1ff8);
-        assert_fault(
-            &mut cpu,
-            &mut memory,
-            &[0xe2, 0x10],
-            Exception::protection(0),
-        );
+        assert_fault(&mut cpu, &mut memory, &[0xe2, 0x10], Exception::protection(0));
         memory.remove_page(0x7000);
-        assert_fault(
-            &mut cpu,
-            &mut memory,
-            &[0xe8, 0, 0, 0, 0],
-            page_fault(0x7ffc, true, false),
-        );
+        assert_fault(&mut cpu, &mut memory, &[0xe8, 0, 0, 0, 0], page_fault(0x7ffc, true, false));
     }
 }

@@ -15,34 +15,16 @@ const CARRIED_TEN: u32 = 0x0106;
 
 /// `aaa`: ax after an addition of unpacked digits.
 pub(super) fn aaa(cpu: &mut Cpu) {
-    let step = if needs_adjustment(cpu) {
-        CARRIED_TEN
-    } else {
-        0
-    };
+    let step = if needs_adjustment(cpu) { CARRIED_TEN } else { 0 };
     let ax = cpu.gpr(Gpr::Eax) & 0xffff;
-    unpacked(
-        cpu,
-        ax.wrapping_add(step),
-        of_addition(ax, step, 2),
-        step != 0,
-    );
+    unpacked(cpu, ax.wrapping_add(step), of_addition(ax, step, 2), step != 0);
 }
 
 /// `aas`: ax after a subtraction of unpacked digits.
 pub(super) fn aas(cpu: &mut Cpu) {
-    let step = if needs_adjustment(cpu) {
-        CARRIED_TEN
-    } else {
-        0
-    };
+    let step = if needs_adjustment(cpu) { CARRIED_TEN } else { 0 };
     let ax = cpu.gpr(Gpr::Eax) & 0xffff;
-    unpacked(
-        cpu,
-        ax.wrapping_sub(step),
-        of_subtraction(ax, step, 2),
-        step != 0,
-    );
+    unpacked(cpu, ax.wrapping_sub(step), of_subtraction(ax, step, 2), step != 0);
 }
 
 /// Sets ax without al's upper digit, CF and AF if there was an adjustment, the other flags as told.
@@ -63,13 +45,7 @@ pub(super) fn daa(cpu: &mut Cpu) {
     let low = needs_adjustment(cpu);
     let high = old > 0x99 || flags::is_set(cpu, CF);
     let step = packed_step(low, high);
-    packed(
-        cpu,
-        old.wrapping_add(step),
-        of_addition(old.into(), step.into(), 1),
-        low,
-        high,
-    );
+    packed(cpu, old.wrapping_add(step), of_addition(old.into(), step.into(), 1), low, high);
 }
 
 /// `das`: al after a subtraction of packed digits.
@@ -79,13 +55,7 @@ pub(super) fn das(cpu: &mut Cpu) {
     let high = old > 0x99 || flags::is_set(cpu, CF);
     let step = packed_step(low, high);
     let carry = high || (low && old < 6);
-    packed(
-        cpu,
-        old.wrapping_sub(step),
-        of_subtraction(old.into(), step.into(), 1),
-        low,
-        carry,
-    );
+    packed(cpu, old.wrapping_sub(step), of_subtraction(old.into(), step.into(), 1), low, carry);
 }
 
 /// What a packed adjustment adds or subtracts.
@@ -182,10 +152,7 @@ mod tests {
     fn aam_by_zero_divides_by_zero() {
         let mut cpu = cpu();
         cpu.set_gpr(Gpr::Eax, 0x1234);
-        assert_eq!(
-            run(&mut cpu, &mut Memory::new(), &[0xd4, 0]),
-            Err(Exception::DIVIDE)
-        );
+        assert_eq!(run(&mut cpu, &mut Memory::new(), &[0xd4, 0]), Err(Exception::DIVIDE));
         assert_eq!(cpu.gpr(Gpr::Eax), 0x1234);
     }
 }

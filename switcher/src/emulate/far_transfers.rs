@@ -49,12 +49,7 @@ pub(super) fn call(
     let cs_slot = stack.reserve_page(cpu, bus, size)?;
     let eip_slot = stack.reserve_page(cpu, bus, size)?;
     check_target(&code, offset)?;
-    write_memory(
-        bus,
-        cs_slot,
-        size,
-        cpu.segment(SegmentRegister::Cs).selector.into(),
-    )?;
+    write_memory(bus, cs_slot, size, cpu.segment(SegmentRegister::Cs).selector.into())?;
     write_memory(bus, eip_slot, size, next_eip(cpu, instruction))?;
     stack.commit(cpu);
     cpu.set_segment(SegmentRegister::Cs, code);
@@ -78,10 +73,7 @@ fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, 
     if !is_present(&code) {
         return Err(Exception::not_present(selector));
     }
-    Ok(accessed(Segment {
-        selector: selector & !3 | u16::from(level),
-        ..code
-    }))
+    Ok(accessed(Segment { selector: selector & !3 | u16::from(level), ..code }))
 }
 
 #[cfg(test)]
@@ -129,11 +121,7 @@ mod tests {
             (3, s::DATA_3 | 3, Exception::protection(s::DATA_3)),
             (3, s::GATE | 3, Exception::protection(s::GATE)),
             (3, s::TASK | 3, Exception::protection(s::TASK)),
-            (
-                3,
-                s::ABSENT_CODE | 3,
-                Exception::not_present(s::ABSENT_CODE),
-            ),
+            (3, s::ABSENT_CODE | 3, Exception::not_present(s::ABSENT_CODE)),
             (0, s::SHORT_CODE, Exception::protection(0)),
         ] {
             for opcode in [0xea, 0x9a] {

@@ -1,19 +1,16 @@
 //! Reading and writing an instruction's operand, wherever it is: register, immediate or memory.
 
+use super::addresses::{Direction, linear, operand_offset};
 use super::{Bus, linear_address, registers};
 use crate::address::GuestVirt;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Gpr};
 use crate::exit::Exception;
 use iced_x86::{Instruction, OpKind, Register};
 
 /// Bytes of the instruction's operand size: 2 with an operand-size prefix, otherwise 4. (Byte
 /// operands have no such size.)
 pub(super) fn operand_size(instruction: &Instruction) -> u32 {
-    if instruction.code().op_code().operand_size() == 16 {
-        2
-    } else {
-        4
-    }
+    if instruction.code().op_code().operand_size() == 16 { 2 } else { 4 }
 }
 
 /// Reads `size` bytes (1, 2 or 4) of linear memory.
@@ -66,11 +63,7 @@ pub(super) fn read_operand(
             return read_memory(bus, at, size);
         }
     };
-    Ok(if size >= 4 {
-        value
-    } else {
-        value & ((1 << (size * 8)) - 1)
-    })
+    Ok(if size >= 4 { value } else { value & ((1 << (size * 8)) - 1) })
 }
 
 /// Stores `value` to operand `index`: a register in the register's own width, memory in `size`
@@ -107,29 +100,34 @@ pub(super) fn read_far_pointer(
 ) -> Result<(u16, u32), Exception> {
     match instruction.op0_kind() {
         OpKind::FarBranch16 => {
-            return Ok((
-                instruction.far_branch_selector(),
-                instruction.far_branch16().into(),
-            ));
+            return Ok((instruction.far_branch_selector(), instruction.far_branch16().into()));
         }
         OpKind::FarBranch32 => {
-            return Ok((
-                instruction.far_branch_selector(),
-                instruction.far_branch32(),
-            ));
+            return Ok((instruction.far_branch_selector(), instruction.far_branch32()));
         }
         _ => {}
     }
-    let at = linear_address(cpu, instruction, size + 2, false)?;
-    let mut bytes = [0; 6];
-    let (used, _) = bytes.split_at_mut(size as usize + 2);
-    bus.read(at, used)?;
-    let [a, b, c, d, e, f] = bytes;
-    Ok(if size == 2 {
-        (u16::from_le_bytes([c, d]), u32::from_le_bytes([a, b, 0, 0]))
-    } else {
-        (u16::from_le_bytes([e, f]), u32::from_le_bytes([a, b, c, d]))
-    })
+    let offset = read_part(cpu, bus, instruction, 0, size)?;
+    let selector = read_part(cpu, bus, instruction, size, 2)?;
+    Ok((selector as u16, offset))
+}
+
+/// Reads `size` bytes that lie `displacement` bytes into a memory operand of several parts. The
+/// processor checks each part by itself.
+///
+/// # Errors
+/// What the memory access raises.
+pub(super) fn read_part(
+    cpu: &Cpu,
+    bus: &mut dyn Bus,
+    instruction: &Instruction,
+    displacement: u32,
+    size: u32,
+) -> Result<u32, Exception> {
+    let (segment, offset) = operand_offset(cpu, instruction, cpu.gpr(Gpr::Esp));
+    let offset = offset.wrapping_add(displacement);
+    let at = linear(cpu, segment, offset, size, Direction::Read)?;
+    read_memory(bus, at, size)
 }
 
 /// `xlatb`: al becomes the byte that it numbers in the table at (e)bx.

@@ -4,16 +4,8 @@ use crate::cpu::{Cpu, Gpr, SegmentRegister};
 use iced_x86::Register;
 
 /// The general registers in the order of the encoding.
-pub(super) const GENERAL: [Gpr; 8] = [
-    Gpr::Eax,
-    Gpr::Ecx,
-    Gpr::Edx,
-    Gpr::Ebx,
-    Gpr::Esp,
-    Gpr::Ebp,
-    Gpr::Esi,
-    Gpr::Edi,
-];
+pub(super) const GENERAL: [Gpr; 8] =
+    [Gpr::Eax, Gpr::Ecx, Gpr::Edx, Gpr::Ebx, Gpr::Esp, Gpr::Ebp, Gpr::Esi, Gpr::Edi];
 
 /// Where a general register's bits are.
 struct Part {
@@ -33,9 +25,7 @@ impl Part {
             4 if register.is_gpr32() => (number, 0, u32::MAX),
             _ => return None,
         };
-        GENERAL
-            .get(number)
-            .map(|&whole| Self { whole, shift, mask })
+        GENERAL.get(number).map(|&whole| Self { whole, shift, mask })
     }
 }
 
@@ -54,11 +44,7 @@ pub(super) fn write(cpu: &mut Cpu, register: Register, value: u32) {
 
 /// Sets the low `size` bytes (2 or 4) of a general register.
 pub(super) fn write_low(cpu: &mut Cpu, register: Gpr, size: u32, value: u32) {
-    let value = if size == 2 {
-        cpu.gpr(register) & 0xffff_0000 | value & 0xffff
-    } else {
-        value
-    };
+    let value = if size == 2 { cpu.gpr(register) & 0xffff_0000 | value & 0xffff } else { value };
     cpu.set_gpr(register, value);
 }
 

@@ -103,35 +103,19 @@ fn examine(
         let esp = stack.pop(cpu, bus, size)?;
         let stack_selector = stack.pop(cpu, bus, size)? as u16;
         let segment = examine_stack(bus, stack_selector, level)?;
-        (
-            Some(segment),
-            if segment.is_32bit() {
-                esp
-            } else {
-                merged(cpu.gpr(Gpr::Esp), esp)
-            },
-        )
+        (Some(segment), if segment.is_32bit() { esp } else { merged(cpu.gpr(Gpr::Esp), esp) })
     } else {
         (None, stack.esp())
     };
     check_target(&code, eip)?;
-    Ok(Destination {
-        code,
-        eip,
-        outer,
-        esp,
-    })
+    Ok(Destination { code, eip, outer, esp })
 }
 
 /// The code segment that a return may go to: of the current level or an outer one.
 fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, Exception> {
     let code = fetch(bus, selector)?;
     let level = rpl(selector);
-    let level_fits = if is_conforming(&code) {
-        code.dpl() <= level
-    } else {
-        code.dpl() == level
-    };
+    let level_fits = if is_conforming(&code) { code.dpl() <= level } else { code.dpl() == level };
     if !code.is_code() || level < cpu.cpl() || !level_fits {
         return Err(Exception::protection(selector));
     }
@@ -143,12 +127,7 @@ fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, 
 
 /// Makes the return happen.
 fn arrive(cpu: &mut Cpu, destination: Destination) {
-    let Destination {
-        code,
-        eip,
-        outer,
-        esp,
-    } = destination;
+    let Destination { code, eip, outer, esp } = destination;
     cpu.set_gpr(Gpr::Esp, esp);
     cpu.set_eip(eip);
     cpu.set_segment(SegmentRegister::Cs, code);
@@ -172,11 +151,7 @@ fn empty_inner_segments(cpu: &mut Cpu) {
 /// `esp` moved up by `bytes` within a stack segment's width.
 fn moved_esp(segment: &Segment, esp: u32, bytes: u32) -> u32 {
     let moved = esp.wrapping_add(bytes);
-    if segment.is_32bit() {
-        moved
-    } else {
-        merged(esp, moved)
-    }
+    if segment.is_32bit() { moved } else { merged(esp, moved) }
 }
 
 /// The upper half of one, the lower half of the other: a 16-bit stack keeps the upper half of esp.
@@ -213,10 +188,7 @@ mod tests {
         let mut memory = with_stack(&[0x1234, code(s::CODE_1 | 1)]);
         let mut cpu = cpu_at(1);
         assert_done(&mut cpu, &mut memory, &[0xcb]);
-        assert_eq!(
-            (cpu.eip(), cpu.gpr(Gpr::Esp), cpu.cpl()),
-            (0x1234, 0x8008, 1)
-        );
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp), cpu.cpl()), (0x1234, 0x8008, 1));
         let mut cpu = cpu_at(1);
         assert_done(&mut cpu, &mut memory, &[0xca, 0x10, 0]);
         assert_eq!(cpu.gpr(Gpr::Esp), 0x8018);
@@ -229,43 +201,22 @@ mod tests {
 
     #[test]
     fn far_return_to_an_outer_level_empties_inner_segments() {
-        let frame = [
-            0x1234,
-            code(s::CODE_3 | 3),
-            0xaaaa,
-            0x9000,
-            code(s::DATA_3 | 3),
-        ];
+        let frame = [0x1234, code(s::CODE_3 | 3), 0xaaaa, 0x9000, code(s::DATA_3 | 3)];
         let mut cpu = cpu_at(1);
-        let outer = Segment {
-            selector: s::DATA_3,
-            ..Segment::flat_data(3)
-        };
+        let outer = Segment { selector: s::DATA_3, ..Segment::flat_data(3) };
         cpu.set_segment(SegmentRegister::Es, outer);
         cpu.set_segment(SegmentRegister::Fs, null_segment(2));
         cpu.set_segment(
             SegmentRegister::Gs,
-            Segment {
-                attributes: 0xc0bf,
-                ..Segment::flat_code(s::CONFORMING_1 | 1)
-            },
+            Segment { attributes: 0xc0bf, ..Segment::flat_code(s::CONFORMING_1 | 1) },
         );
         assert_done(&mut cpu, &mut with_stack(&frame), &[0xca, 4, 0]);
-        assert_eq!(
-            (cpu.eip(), cpu.gpr(Gpr::Esp), cpu.cpl()),
-            (0x1234, 0x9004, 3)
-        );
-        assert_eq!(
-            cpu.segment(SegmentRegister::Ss),
-            Segment::flat_data(s::DATA_3 | 3)
-        );
+        assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp), cpu.cpl()), (0x1234, 0x9004, 3));
+        assert_eq!(cpu.segment(SegmentRegister::Ss), Segment::flat_data(s::DATA_3 | 3));
         assert_eq!(cpu.segment(SegmentRegister::Ds), null_segment(0));
         assert_eq!(cpu.segment(SegmentRegister::Es), outer);
         assert_eq!(cpu.segment(SegmentRegister::Fs), null_segment(0));
-        assert_eq!(
-            cpu.segment(SegmentRegister::Gs).selector,
-            s::CONFORMING_1 | 1
-        );
+        assert_eq!(cpu.segment(SegmentRegister::Gs).selector, s::CONFORMING_1 | 1);
     }
 
     #[test]
@@ -273,62 +224,18 @@ mod tests {
         let good_stack = code(s::DATA_3 | 3);
         for (level, frame, exception) in [
             (3, [0, 3, 0, 0], Exception::protection(0)),
-            (
-                3,
-                [0, code(s::CODE_1 | 1), 0, 0],
-                Exception::protection(s::CODE_1),
-            ),
-            (
-                3,
-                [0, code(s::CODE_1 | 3), 0, 0],
-                Exception::protection(s::CODE_1),
-            ),
-            (
-                3,
-                [0, code(s::DATA_3 | 3), 0, 0],
-                Exception::protection(s::DATA_3),
-            ),
-            (
-                3,
-                [0, code(s::BEYOND | 3), 0, 0],
-                Exception::protection(s::BEYOND),
-            ),
-            (
-                3,
-                [0, code(s::GATE | 3), 0, 0],
-                Exception::protection(s::GATE),
-            ),
-            (
-                3,
-                [0, code(s::ABSENT_CODE | 3), 0, 0],
-                Exception::not_present(s::ABSENT_CODE),
-            ),
-            (
-                0,
-                [0, code(s::CODE_1), 0, 0],
-                Exception::protection(s::CODE_1),
-            ),
-            (
-                0,
-                [0, code(s::CONFORMING_1), 0, 0],
-                Exception::protection(s::CONFORMING_1),
-            ),
-            (
-                0,
-                [0x1000, code(s::SHORT_CODE), 0, 0],
-                Exception::protection(0),
-            ),
+            (3, [0, code(s::CODE_1 | 1), 0, 0], Exception::protection(s::CODE_1)),
+            (3, [0, code(s::CODE_1 | 3), 0, 0], Exception::protection(s::CODE_1)),
+            (3, [0, code(s::DATA_3 | 3), 0, 0], Exception::protection(s::DATA_3)),
+            (3, [0, code(s::BEYOND | 3), 0, 0], Exception::protection(s::BEYOND)),
+            (3, [0, code(s::GATE | 3), 0, 0], Exception::protection(s::GATE)),
+            (3, [0, code(s::ABSENT_CODE | 3), 0, 0], Exception::not_present(s::ABSENT_CODE)),
+            (0, [0, code(s::CODE_1), 0, 0], Exception::protection(s::CODE_1)),
+            (0, [0, code(s::CONFORMING_1), 0, 0], Exception::protection(s::CONFORMING_1)),
+            (0, [0x1000, code(s::SHORT_CODE), 0, 0], Exception::protection(0)),
             (1, [0, code(s::CODE_3 | 3), 0, 0], Exception::protection(0)),
-            (
-                1,
-                [0, code(s::CODE_3 | 3), 0, code(s::DATA_3)],
-                Exception::protection(s::DATA_3),
-            ),
-            (
-                1,
-                [0, code(s::CODE_3 | 3), 0, code(s::DATA_1 | 3)],
-                Exception::protection(s::DATA_1),
-            ),
+            (1, [0, code(s::CODE_3 | 3), 0, code(s::DATA_3)], Exception::protection(s::DATA_3)),
+            (1, [0, code(s::CODE_3 | 3), 0, code(s::DATA_1 | 3)], Exception::protection(s::DATA_1)),
             (
                 1,
                 [0, code(s::CODE_3 | 3), 0, code(s::CONSTANT | 3)],
@@ -345,12 +252,7 @@ mod tests {
                 Exception::not_present(s::ABSENT_CODE),
             ),
         ] {
-            assert_fault(
-                &mut cpu_at(level),
-                &mut with_stack(&frame),
-                &[0xcb],
-                exception,
-            );
+            assert_fault(&mut cpu_at(level), &mut with_stack(&frame), &[0xcb], exception);
         }
     }
 
@@ -362,55 +264,26 @@ mod tests {
         memory.remove_page(0x9000);
         let mut cpu = cpu_at(1);
         cpu.set_gpr(Gpr::Esp, 0x8ff4);
-        assert_fault(
-            &mut cpu,
-            &mut memory,
-            &[0xcb],
-            page_fault(0x9000, false, false),
-        );
+        assert_fault(&mut cpu, &mut memory, &[0xcb], page_fault(0x9000, false, false));
         let before = state(&cpu);
         memory.store(0x8ffc, &0x202_u32.to_le_bytes());
-        assert_eq!(
-            iret(&mut cpu, &mut memory, 4),
-            Err(page_fault(0x9000, false, false))
-        );
+        assert_eq!(iret(&mut cpu, &mut memory, 4), Err(page_fault(0x9000, false, false)));
         assert_eq!(state(&cpu), before);
     }
 
     #[test]
     fn a_narrow_outer_stack_keeps_the_upper_half_of_esp() {
-        let frame = [
-            0x1234,
-            code(s::CODE_3 | 3),
-            2,
-            0x1111_fff0,
-            code(s::NARROW_STACK | 3),
-        ];
+        let frame = [0x1234, code(s::CODE_3 | 3), 2, 0x1111_fff0, code(s::NARROW_STACK | 3)];
         let mut cpu = cpu_at(0);
         cpu.set_gpr(Gpr::Esp, 0x55_8000);
-        assert_eq!(
-            iret(&mut cpu, &mut with_stack_at(0x55_8000, &frame), 4),
-            Ok(())
-        );
+        assert_eq!(iret(&mut cpu, &mut with_stack_at(0x55_8000, &frame), 4), Ok(()));
         assert_eq!(cpu.gpr(Gpr::Esp), 0x55_fff0);
         // retf 16 drops 16 bytes of each stack, and the outer one wraps.
-        let frame = [
-            0x1234,
-            code(s::CODE_3 | 3),
-            0,
-            0,
-            0,
-            0,
-            0x1111_fff0,
-            code(s::NARROW_STACK | 3),
-        ];
+        let frame =
+            [0x1234, code(s::CODE_3 | 3), 0, 0, 0, 0, 0x1111_fff0, code(s::NARROW_STACK | 3)];
         let mut cpu = cpu_at(0);
         cpu.set_gpr(Gpr::Esp, 0x55_8000);
-        assert_done(
-            &mut cpu,
-            &mut with_stack_at(0x55_8000, &frame),
-            &[0xca, 0x10, 0],
-        );
+        assert_done(&mut cpu, &mut with_stack_at(0x55_8000, &frame), &[0xca, 0x10, 0]);
         assert_eq!(cpu.gpr(Gpr::Esp), 0x55_0000);
     }
 
@@ -435,11 +308,7 @@ mod tests {
                 with_stack(&[0x1234 | u32::from(selector) << 16, all & 0xffff])
             };
             assert_eq!(iret(&mut cpu, &mut memory, size), Ok(()));
-            assert_eq!(
-                cpu.eflags(),
-                expected | 2,
-                "level {level}, IOPL {iopl}, size {size}"
-            );
+            assert_eq!(cpu.eflags(), expected | 2, "level {level}, IOPL {iopl}, size {size}");
             assert_eq!((cpu.eip(), cpu.gpr(Gpr::Esp)), (0x1234, 0x8000 + 3 * size));
         }
     }
@@ -457,15 +326,9 @@ mod tests {
     fn no_tasks_and_no_virtual_8086_mode() {
         let mut memory = with_stack(&[0x1234, code(s::CODE_0), VM]);
         let mut cpu = cpu_at(0);
-        assert_eq!(
-            iret(&mut cpu, &mut memory, 4),
-            Err(Exception::protection(0))
-        );
+        assert_eq!(iret(&mut cpu, &mut memory, 4), Err(Exception::protection(0)));
         cpu.set_eflags(NT);
-        assert_eq!(
-            iret(&mut cpu, &mut memory, 4),
-            Err(Exception::protection(0))
-        );
+        assert_eq!(iret(&mut cpu, &mut memory, 4), Err(Exception::protection(0)));
         // At outer levels VM on the stack means nothing.
         let mut memory = with_stack(&[0x1234, code(s::CODE_3 | 3), VM]);
         let mut cpu = cpu_at(3);

@@ -44,12 +44,7 @@ pub(super) const fn rpl(selector: u16) -> u8 {
 
 /// What a segment register holds after a load of a null selector.
 pub(super) const fn null_segment(selector: u16) -> Segment {
-    Segment {
-        selector,
-        base: 0,
-        limit: 0,
-        attributes: 0,
-    }
+    Segment { selector, base: 0, limit: 0, attributes: 0 }
 }
 
 /// The descriptor that `selector` names, as a segment.
@@ -60,9 +55,7 @@ pub(super) fn fetch(bus: &mut dyn Bus, selector: u16) -> Result<Segment, Excepti
     if is_null(selector) {
         return Err(Exception::protection(0));
     }
-    let descriptor = bus
-        .descriptor(selector)
-        .ok_or(Exception::protection(selector))?;
+    let descriptor = bus.descriptor(selector).ok_or(Exception::protection(selector))?;
     Ok(Segment::from_descriptor(selector, descriptor))
 }
 
@@ -253,19 +246,11 @@ mod tests {
             (1, s::DATA_0 | 1, Exception::protection(s::DATA_0)),
             (0, s::DATA_0 | 3, Exception::protection(s::DATA_0)),
             (1, s::DATA_1 | 3, Exception::protection(s::DATA_1)),
-            (
-                3,
-                s::EXECUTE_ONLY | 3,
-                Exception::protection(s::EXECUTE_ONLY),
-            ),
+            (3, s::EXECUTE_ONLY | 3, Exception::protection(s::EXECUTE_ONLY)),
             (3, s::GATE | 3, Exception::protection(s::GATE)),
             (0, s::TASK, Exception::protection(s::TASK)),
             (3, s::BEYOND | 3, Exception::protection(s::BEYOND)),
-            (
-                3,
-                s::ABSENT_DATA | 3,
-                Exception::not_present(s::ABSENT_DATA),
-            ),
+            (3, s::ABSENT_DATA | 3, Exception::not_present(s::ABSENT_DATA)),
             (3, s::DATA_3 | 0xfff7, Exception::protection(0xfff4)),
         ] {
             let mut cpu = cpu_at(level);
@@ -281,10 +266,7 @@ mod tests {
             cpu.set_gpr(Gpr::Eax, selector);
             assert_fault(&mut cpu, &mut memory(), MOV_SS_AX, Exception::protection(0));
             assert_done(&mut cpu, &mut memory(), MOV_DS_AX);
-            assert_eq!(
-                cpu.segment(SegmentRegister::Ds),
-                null_segment(selector as u16)
-            );
+            assert_eq!(cpu.segment(SegmentRegister::Ds), null_segment(selector as u16));
             // mov al, [0] is not ours; xlatb is, and reads through ds.
             assert_fault(&mut cpu, &mut memory(), &[0xd7], Exception::protection(0));
         }
@@ -353,12 +335,7 @@ mod tests {
         memory.store(0x8004, &[0x11, 0]);
         assert_fault(&mut cpu, &mut memory, &[0x07], Exception::protection(0x10));
         memory.remove_page(0x8004);
-        assert_fault(
-            &mut cpu,
-            &mut memory,
-            &[0x07],
-            page_fault(0x8004, false, false),
-        );
+        assert_fault(&mut cpu, &mut memory, &[0x07], page_fault(0x8004, false, false));
     }
 
     #[test]
@@ -377,11 +354,7 @@ mod tests {
         );
         memory.store(0x3002, &[0x33, 0]);
         cpu.set_gpr(Gpr::Ebx, u32::MAX);
-        assert_done(
-            &mut cpu,
-            &mut memory,
-            &[0x66, 0x0f, 0xb4, 0x1d, 0, 0x30, 0, 0],
-        );
+        assert_done(&mut cpu, &mut memory, &[0x66, 0x0f, 0xb4, 0x1d, 0, 0x30, 0, 0]);
         assert_eq!(cpu.gpr(Gpr::Ebx), 0xffff_5678);
         assert_eq!(cpu.segment(SegmentRegister::Fs).selector, 0x33);
         for (code, register) in [

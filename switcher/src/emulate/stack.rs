@@ -24,15 +24,8 @@ pub(super) struct Stack {
 impl Stack {
     /// The stack as the instruction finds it.
     pub(super) fn of(cpu: &Cpu) -> Self {
-        let mask = if cpu.segment(SegmentRegister::Ss).is_32bit() {
-            u32::MAX
-        } else {
-            0xffff
-        };
-        Self {
-            pointer: cpu.gpr(Gpr::Esp),
-            mask,
-        }
+        let mask = if cpu.segment(SegmentRegister::Ss).is_32bit() { u32::MAX } else { 0xffff };
+        Self { pointer: cpu.gpr(Gpr::Esp), mask }
     }
 
     /// esp: the whole register, of which a 16-bit stack moves the lower half.
@@ -56,13 +49,7 @@ impl Stack {
     /// #SS(0) outside the segment. Whether the page may be written isn't asked here.
     pub(super) fn reserve(&mut self, cpu: &Cpu, size: u32) -> Result<GuestVirt, Exception> {
         self.skip(size.wrapping_neg());
-        linear(
-            cpu,
-            SegmentRegister::Ss,
-            self.pointer & self.mask,
-            size,
-            Direction::Write,
-        )
+        linear(cpu, SegmentRegister::Ss, self.pointer & self.mask, size, Direction::Write)
     }
 
     /// Like [`Stack::reserve`], and asks whether the page may be written.
@@ -224,13 +211,8 @@ pub(super) fn enter(
     }
     // The processor touches, without changing it, where the next push will go.
     trial.skip(u32::from(instruction.immediate16()).wrapping_neg());
-    let last = linear(
-        cpu,
-        SegmentRegister::Ss,
-        trial.pointer & trial.mask,
-        size,
-        Direction::Write,
-    )?;
+    let last =
+        linear(cpu, SegmentRegister::Ss, trial.pointer & trial.mask, size, Direction::Write)?;
     bus.check_write(last, size)?;
 
     let mut stack = before;
@@ -307,11 +289,7 @@ mod tests {
             (&[0xff, 0x74, 0x24, 4], 0x7fe0, 0xccdd_ccdd), // push dword [esp+4]
         ] {
             assert_done(&mut cpu, &mut memory, code);
-            assert_eq!(
-                (cpu.gpr(Gpr::Esp), memory.dword(esp)),
-                (esp, top),
-                "{code:02x?}"
-            );
+            assert_eq!((cpu.gpr(Gpr::Esp), memory.dword(esp)), (esp, top), "{code:02x?}");
         }
     }
 
@@ -324,16 +302,10 @@ mod tests {
         assert_done(&mut cpu, &mut memory, &[0x66, 0x59]); // pop cx
         assert_eq!(cpu.gpr(Gpr::Ecx), 0xffff_0201);
         assert_done(&mut cpu, &mut memory, &[0x59]); // pop ecx
-        assert_eq!(
-            (cpu.gpr(Gpr::Ecx), cpu.gpr(Gpr::Esp)),
-            (0x0605_0403, 0x8006)
-        );
+        assert_eq!((cpu.gpr(Gpr::Ecx), cpu.gpr(Gpr::Esp)), (0x0605_0403, 0x8006));
         // pop dword [esp+4]: the address uses esp after the pop.
         assert_done(&mut cpu, &mut memory, &[0x8f, 0x44, 0x24, 4]);
-        assert_eq!(
-            (memory.dword(0x800e), cpu.gpr(Gpr::Esp)),
-            (0x0a09_0807, 0x800a)
-        );
+        assert_eq!((memory.dword(0x800e), cpu.gpr(Gpr::Esp)), (0x0a09_0807, 0x800a));
         assert_done(&mut cpu, &mut memory, &[0x66, 0x8f, 0x05, 0, 0x30, 0, 0]); // pop word [0x3000]
         assert_eq!((memory.dword(0x3000), cpu.gpr(Gpr::Esp)), (0x0c0b, 0x800c));
         memory.store(0x800c, &[0x78, 0x56]);
@@ -357,15 +329,9 @@ mod tests {
         let (mut cpu, mut memory) = (on_narrow_stack(0xabcd_0000), memory());
         cpu.set_gpr(Gpr::Ecx, 0x1122_3344);
         assert_done(&mut cpu, &mut memory, &[0x51]);
-        assert_eq!(
-            (cpu.gpr(Gpr::Esp), memory.dword(0x2_fffc)),
-            (0xabcd_fffc, 0x1122_3344)
-        );
+        assert_eq!((cpu.gpr(Gpr::Esp), memory.dword(0x2_fffc)), (0xabcd_fffc, 0x1122_3344));
         assert_done(&mut cpu, &mut memory, &[0x5a]);
-        assert_eq!(
-            (cpu.gpr(Gpr::Esp), cpu.gpr(Gpr::Edx)),
-            (0xabcd_0000, 0x1122_3344)
-        );
+        assert_eq!((cpu.gpr(Gpr::Esp), cpu.gpr(Gpr::Edx)), (0xabcd_0000, 0x1122_3344));
         // A value never wraps within itself: that's outside the limit.
         for esp in 1..4 {
             let mut cpu = on_narrow_stack(esp);
@@ -380,11 +346,7 @@ mod tests {
     #[test]
     fn limits_raise_stack_faults() {
         let mut cpu = cpu_at(3);
-        let down = Segment {
-            attributes: 0xc0f7,
-            limit: 0xfff,
-            ..Segment::flat_data(3)
-        };
+        let down = Segment { attributes: 0xc0f7, limit: 0xfff, ..Segment::flat_data(3) };
         cpu.set_segment(SegmentRegister::Ss, down);
         cpu.set_gpr(Gpr::Esp, 0x1000);
         assert_fault(&mut cpu, &mut memory(), &[0x51], Exception::stack(0));
@@ -402,9 +364,7 @@ mod tests {
         }
         assert_done(&mut cpu, &mut memory, &[0x60]);
         assert_eq!(cpu.gpr(Gpr::Esp), 0x7fe0);
-        let pushed: Vec<u32> = (0..8)
-            .map(|index| memory.dword(0x7fe0 + index * 4))
-            .collect();
+        let pushed: Vec<u32> = (0..8).map(|index| memory.dword(0x7fe0 + index * 4)).collect();
         let expected = [
             0x8888_8888,
             0x7777_7777,
@@ -437,19 +397,9 @@ mod tests {
         let (mut cpu, mut memory) = (cpu_at(3), memory());
         memory.remove_page(0x7000);
         cpu.set_gpr(Gpr::Esp, 0x8008);
-        assert_fault(
-            &mut cpu,
-            &mut memory,
-            &[0x60],
-            page_fault(0x7ffc, true, false),
-        );
+        assert_fault(&mut cpu, &mut memory, &[0x60], page_fault(0x7ffc, true, false));
         cpu.set_gpr(Gpr::Esp, 0x7ff0);
-        assert_fault(
-            &mut cpu,
-            &mut memory,
-            &[0x61],
-            page_fault(0x7ff0, false, false),
-        );
+        assert_fault(&mut cpu, &mut memory, &[0x61], page_fault(0x7ff0, false, false));
     }
 
     #[test]
@@ -469,18 +419,14 @@ mod tests {
         cpu.set_gpr(Gpr::Ebp, 0x9000);
         memory.store(0x8ff8, &[1, 0, 0, 0, 2, 0, 0, 0]);
         assert_done(&mut cpu, &mut memory, &[0xc8, 8, 0, 0x23]); // level 3, modulo 32
-        let pushed: Vec<u32> = (0..4)
-            .map(|index| memory.dword(0x7ffc - index * 4))
-            .collect();
+        let pushed: Vec<u32> = (0..4).map(|index| memory.dword(0x7ffc - index * 4)).collect();
         assert_eq!(pushed, [0x9000, 2, 1, 0x7ffc]);
         assert_eq!((cpu.gpr(Gpr::Ebp), cpu.gpr(Gpr::Esp)), (0x7ffc, 0x7ff0 - 8));
         // With ebp at the stack's top it copies what it has just pushed.
         let (mut cpu, mut memory) = (cpu_at(3), super::super::testing::memory());
         cpu.set_gpr(Gpr::Ebp, 0x8000);
         assert_done(&mut cpu, &mut memory, &[0xc8, 0, 0, 3]);
-        let pushed: Vec<u32> = (0..4)
-            .map(|index| memory.dword(0x7ffc - index * 4))
-            .collect();
+        let pushed: Vec<u32> = (0..4).map(|index| memory.dword(0x7ffc - index * 4)).collect();
         assert_eq!(pushed, [0x8000, 0x8000, 0x8000, 0x7ffc]);
     }
 
@@ -491,27 +437,12 @@ mod tests {
         memory.remove_page(0xa000);
         cpu.set_gpr(Gpr::Esp, 0x8008);
         cpu.set_gpr(Gpr::Ebp, 0x9000);
-        assert_fault(
-            &mut cpu,
-            &mut memory,
-            &[0xc8, 0, 0, 5],
-            page_fault(0x7ffc, true, false),
-        );
+        assert_fault(&mut cpu, &mut memory, &[0xc8, 0, 0, 5], page_fault(0x7ffc, true, false));
         // Room for locals that reaches into a missing page.
-        assert_fault(
-            &mut cpu,
-            &mut memory,
-            &[0xc8, 0x10, 0, 0],
-            page_fault(0x7ff4, true, false),
-        );
+        assert_fault(&mut cpu, &mut memory, &[0xc8, 0x10, 0, 0], page_fault(0x7ff4, true, false));
         cpu.set_gpr(Gpr::Esp, 0x8800);
         cpu.set_gpr(Gpr::Ebp, 0xb000);
-        assert_fault(
-            &mut cpu,
-            &mut memory,
-            &[0xc8, 0, 0, 2],
-            page_fault(0xaffc, false, false),
-        );
+        assert_fault(&mut cpu, &mut memory, &[0xc8, 0, 0, 2], page_fault(0xaffc, false, false));
     }
 
     #[test]
@@ -519,15 +450,9 @@ mod tests {
         let (mut cpu, mut memory) = (on_narrow_stack(0xabcd_0100), memory());
         cpu.set_gpr(Gpr::Ebp, 0x1111_2222);
         assert_done(&mut cpu, &mut memory, &[0x66, 0xc8, 0x10, 0, 0]);
-        assert_eq!(
-            (cpu.gpr(Gpr::Ebp), cpu.gpr(Gpr::Esp)),
-            (0x1111_00fe, 0xabcd_00ee)
-        );
+        assert_eq!((cpu.gpr(Gpr::Ebp), cpu.gpr(Gpr::Esp)), (0x1111_00fe, 0xabcd_00ee));
         assert_eq!(memory.word(0x2_00fe), 0x2222);
         assert_done(&mut cpu, &mut memory, &[0x66, 0xc9]);
-        assert_eq!(
-            (cpu.gpr(Gpr::Ebp), cpu.gpr(Gpr::Esp)),
-            (0x1111_2222, 0xabcd_0100)
-        );
+        assert_eq!((cpu.gpr(Gpr::Ebp), cpu.gpr(Gpr::Esp)), (0x1111_2222, 0xabcd_0100));
     }
 }

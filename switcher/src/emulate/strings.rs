@@ -117,11 +117,7 @@ impl Strings {
             operation,
             size,
             source: addresses::operand_segment(instruction),
-            index_size: if instruction.op_kinds().any(is_16bit) {
-                2
-            } else {
-                4
-            },
+            index_size: if instruction.op_kinds().any(is_16bit) { 2 } else { 4 },
             while_equal: compares.then(|| !instruction.has_repne_prefix()),
             accumulator: match size {
                 1 => Register::AL,
@@ -142,10 +138,7 @@ impl Strings {
             }
             let made = self.run(cpu, bus, count.min(left))?;
             write_low(cpu, Gpr::Ecx, self.index_size, count - made);
-            if self
-                .while_equal
-                .is_some_and(|equal| equal != flags::is_set(cpu, flags::ZF))
-            {
+            if self.while_equal.is_some_and(|equal| equal != flags::is_set(cpu, flags::ZF)) {
                 return Ok(true);
             }
             left -= made;
@@ -155,44 +148,62 @@ impl Strings {
 
     /// Makes at least one step, at most `wanted` (which isn't 0). How many were made.
     fn run(&self, cpu: &mut Cpu, bus: &mut dyn Bus, wanted: u32) -> Result<u32, Exception> {
-        let steps = self.run_length(cpu, wanted);
-        let len = (steps * self.size) as usize;
+        let wanted = self.run_length(cpu, wanted);
+        let len = ((wanted * self.size) as usize).min(RUN_BYTES);
         let mut buffer = [0; RUN_BYTES];
-        let (elements, _) = buffer.split_at_mut(len.min(RUN_BYTES));
-        if self.operation.reads_source() {
-            let offset = self.index(cpu, Gpr::Esi);
-            let at = linear(cpu, self.source, offset, len as u32, Direction::Read)?;
-            bus.read(at, elements)?;
-        }
+        let (elements, _) = buffer.split_at_mut(len);
         let accumulator = read(cpu, self.accumulator);
-        let steps = match self.operation {
+        let mut steps = wanted;
+        match self.operation {
             Operation::Move => {
+                self.read_source(cpu, bus, elements)?;
                 self.write_destination(cpu, bus, elements)?;
-                steps
             }
             Operation::Store => {
                 for element in elements.chunks_exact_mut(self.size as usize) {
-                    element
-                        .iter_mut()
-                        .zip(accumulator.to_le_bytes())
-                        .for_each(|(to, from)| *to = from);
+                    let pairs = element.iter_mut().zip(accumulator.to_le_bytes());
+                    pairs.for_each(|(to, from)| *to = from);
                 }
                 self.write_destination(cpu, bus, elements)?;
-                steps
             }
             Operation::Load => {
+                self.read_source(cpu, bus, elements)?;
                 let last = self.elements(elements).last().unwrap_or(0);
                 write(cpu, self.accumulator, last);
-                steps
             }
             Operation::Compare => {
-                let left = self.elements(elements);
-                self.compare(cpu, bus, len, left)?
+                // In this order, as AMD's processors mostly do: it shows when both fault.
+                self.read_destination(cpu, bus, elements)?;
+                let mut buffer = [0; RUN_BYTES];
+                let (source, _) = buffer.split_at_mut(len);
+                self.read_source(cpu, bus, source)?;
+                steps = self.compare(cpu, self.elements(source), self.elements(elements));
             }
-            Operation::Scan => self.compare(cpu, bus, len, std::iter::repeat(accumulator))?,
-        };
+            Operation::Scan => {
+                self.read_destination(cpu, bus, elements)?;
+                let accumulator = std::iter::repeat(accumulator);
+                steps = self.compare(cpu, accumulator, self.elements(elements));
+            }
+        }
         self.advance(cpu, steps);
         Ok(steps)
+    }
+
+    /// Reads a run's elements at esi.
+    fn read_source(&self, cpu: &Cpu, bus: &mut dyn Bus, into: &mut [u8]) -> Result<(), Exception> {
+        let (offset, len) = (self.index(cpu, Gpr::Esi), into.len() as u32);
+        bus.read(linear(cpu, self.source, offset, len, Direction::Read)?, into)
+    }
+
+    /// Reads a run's elements at edi.
+    fn read_destination(
+        &self,
+        cpu: &Cpu,
+        bus: &mut dyn Bus,
+        into: &mut [u8],
+    ) -> Result<(), Exception> {
+        let (offset, len) = (self.index(cpu, Gpr::Edi), into.len() as u32);
+        bus.read(linear(cpu, SegmentRegister::Es, offset, len, Direction::Read)?, into)
     }
 
     /// Stores a run's elements at edi.
@@ -200,37 +211,23 @@ impl Strings {
         &self,
         cpu: &Cpu,
         bus: &mut dyn Bus,
-        elements: &[u8],
+        from: &[u8],
     ) -> Result<(), Exception> {
-        let offset = self.index(cpu, Gpr::Edi);
-        let len = elements.len() as u32;
-        let at = linear(cpu, SegmentRegister::Es, offset, len, Direction::Write)?;
-        bus.write(at, elements)
+        let (offset, len) = (self.index(cpu, Gpr::Edi), from.len() as u32);
+        bus.write(linear(cpu, SegmentRegister::Es, offset, len, Direction::Write)?, from)
     }
 
-    /// Compares `left` with the `len` bytes at edi, element by element, until the repetition ends.
-    /// Sets the flags as the last comparison does; how many there were.
+    /// Compares element by element until the repetition ends. Sets the flags as the last
+    /// comparison does; how many there were.
     fn compare(
         &self,
         cpu: &mut Cpu,
-        bus: &mut dyn Bus,
-        len: usize,
         left: impl Iterator<Item = u32>,
-    ) -> Result<u32, Exception> {
-        let mut buffer = [0; RUN_BYTES];
-        let (right, _) = buffer.split_at_mut(len.min(RUN_BYTES));
-        let offset = self.index(cpu, Gpr::Edi);
-        let at = linear(
-            cpu,
-            SegmentRegister::Es,
-            offset,
-            len as u32,
-            Direction::Read,
-        )?;
-        bus.read(at, right)?;
+        right: impl Iterator<Item = u32>,
+    ) -> u32 {
         let mut steps = 0;
         let mut result = 0;
-        for (left, right) in left.zip(self.elements(right)) {
+        for (left, right) in left.zip(right) {
             steps += 1;
             result = flags::of_subtraction(left, right, self.size);
             if self.while_equal != Some(left == right) {
@@ -238,16 +235,13 @@ impl Strings {
             }
         }
         flags::change(cpu, flags::ARITHMETIC, result);
-        Ok(steps)
+        steps
     }
 
     /// The values of a run's elements.
     fn elements<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = u32> + use<'a> {
         bytes.chunks_exact(self.size as usize).map(|element| {
-            element
-                .iter()
-                .rev()
-                .fold(0, |value, &byte| value << 8 | u32::from(byte))
+            element.iter().rev().fold(0, |value, &byte| value << 8 | u32::from(byte))
         })
     }
 
@@ -275,11 +269,7 @@ impl Strings {
             }
         }
         let steps = (bytes / self.size).max(1);
-        if self.is_within_limits(cpu, steps * self.size) {
-            steps
-        } else {
-            1
-        }
+        if self.is_within_limits(cpu, steps * self.size) { steps } else { 1 }
     }
 
     /// Bytes from an offset to the end of its page, or to where its index wraps.
@@ -291,12 +281,7 @@ impl Strings {
     /// Whether both segments allow a run of `len` bytes.
     fn is_within_limits(&self, cpu: &Cpu, len: u32) -> bool {
         let source = !self.operation.reads_source()
-            || allows(
-                &cpu.segment(self.source),
-                self.index(cpu, Gpr::Esi),
-                len,
-                Direction::Read,
-            );
+            || allows(&cpu.segment(self.source), self.index(cpu, Gpr::Esi), len, Direction::Read);
         let destination = self.operation.destination().is_none_or(|direction| {
             let offset = self.index(cpu, Gpr::Edi);
             allows(&cpu.segment(SegmentRegister::Es), offset, len, direction)
@@ -312,18 +297,9 @@ impl Strings {
     /// Moves the indexes on by `steps`, in the direction that DF says.
     fn advance(&self, cpu: &mut Cpu, steps: u32) {
         let bytes = steps * self.size;
-        let change = if flags::is_set(cpu, flags::DF) {
-            bytes.wrapping_neg()
-        } else {
-            bytes
-        };
+        let change = if flags::is_set(cpu, flags::DF) { bytes.wrapping_neg() } else { bytes };
         let mut advance = |register| {
-            write_low(
-                cpu,
-                register,
-                self.index_size,
-                cpu.gpr(register).wrapping_add(change),
-            );
+            write_low(cpu, register, self.index_size, cpu.gpr(register).wrapping_add(change));
         };
         if self.operation.reads_source() {
             advance(Gpr::Esi);
@@ -339,11 +315,7 @@ impl Strings {
     }
 
     fn index_mask(&self) -> u32 {
-        if self.index_size == 2 {
-            0xffff
-        } else {
-            u32::MAX
-        }
+        if self.index_size == 2 { 0xffff } else { u32::MAX }
     }
 }
 

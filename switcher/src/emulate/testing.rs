@@ -114,11 +114,7 @@ impl Bus for Memory {
 /// The fault that [`Memory`] raises.
 pub(super) fn page_fault(address: u32, write: bool, present: bool) -> Exception {
     let error = u32::from(present) | u32::from(write) << 1;
-    Exception {
-        vector: 14,
-        error: Some(error),
-        address: GuestVirt(address),
-    }
+    Exception { vector: 14, error: Some(error), address: GuestVirt(address) }
 }
 
 /// A flat processor at level 0, all registers zero, about to run at 0x1000.
@@ -147,11 +143,7 @@ fn frame() -> Frame {
         exit: 0,
         bounce_bit: 0,
         padding: 0,
-        segments: [SegmentSlot {
-            base: 0,
-            padding: 0,
-            window: 0,
-        }; 6],
+        segments: [SegmentSlot { base: 0, padding: 0, window: 0 }; 6],
         pick: [0; 256],
         xmm: [[0; 16]; 8],
         bounce: [0; BOUNCE_BYTES],
@@ -220,10 +212,7 @@ pub(super) fn memory() -> Memory {
         (selector::ABSENT_DATA, flat(0x73)),
         (selector::CONSTANT, flat(0xf1)),
         (selector::EXECUTE_ONLY, flat(0xf9)),
-        (
-            selector::NARROW_STACK,
-            descriptor(0x2_0000, 0xffff, 0xf3, 0),
-        ),
+        (selector::NARROW_STACK, descriptor(0x2_0000, 0xffff, 0xf3, 0)),
         (selector::EXPAND_DOWN, descriptor(0, 0, 0xf7, 0xc)),
         (selector::GATE, descriptor(0, 0x1000, 0xec, 0)),
         (selector::SHORT_CODE, descriptor(0, 0xfff, 0x9b, 4)),
@@ -243,11 +232,7 @@ pub(super) fn cpu_at(level: u16) -> Cpu {
     };
     let mut cpu = cpu();
     cpu.set_segment(SegmentRegister::Cs, Segment::flat_code(code | level));
-    for register in [
-        SegmentRegister::Ss,
-        SegmentRegister::Ds,
-        SegmentRegister::Es,
-    ] {
+    for register in [SegmentRegister::Ss, SegmentRegister::Ds, SegmentRegister::Es] {
         cpu.set_segment(register, Segment::flat_data(data | level));
     }
     cpu.set_gpr(Gpr::Esp, 0x8000);
@@ -260,13 +245,7 @@ pub(super) type State = ([u32; 8], u32, u32, [Segment; 6], u8);
 pub(super) fn state(cpu: &Cpu) -> State {
     use SegmentRegister as S;
     let segments = [S::Es, S::Cs, S::Ss, S::Ds, S::Fs, S::Gs].map(|register| cpu.segment(register));
-    (
-        GENERAL.map(|register| cpu.gpr(register)),
-        cpu.eip(),
-        cpu.eflags(),
-        segments,
-        cpu.cpl(),
-    )
+    (GENERAL.map(|register| cpu.gpr(register)), cpu.eip(), cpu.eflags(), segments, cpu.cpl())
 }
 
 /// Runs `code` and demands that it raises `exception` and changes nothing.

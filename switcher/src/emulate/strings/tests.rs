@@ -28,21 +28,9 @@ fn model(cpu: &mut Cpu, memory: &mut Memory, case: &Case) -> Result<(), Exceptio
         if case.prefix.is_some() && get(cpu, Gpr::Ecx) == 0 {
             break;
         }
-        let source = linear(
-            cpu,
-            SegmentRegister::Ds,
-            get(cpu, Gpr::Esi),
-            size,
-            Direction::Read,
-        );
+        let source = linear(cpu, SegmentRegister::Ds, get(cpu, Gpr::Esi), size, Direction::Read);
         let target = |cpu: &Cpu, direction| {
-            linear(
-                cpu,
-                SegmentRegister::Es,
-                get(cpu, Gpr::Edi),
-                size,
-                direction,
-            )
+            linear(cpu, SegmentRegister::Es, get(cpu, Gpr::Edi), size, direction)
         };
         let low = |value: u32| value.to_le_bytes()[..size as usize].to_vec();
         let mut equal = None;
@@ -57,11 +45,11 @@ fn model(cpu: &mut Cpu, memory: &mut Memory, case: &Case) -> Result<(), Exceptio
                 write_low_bytes(cpu, size, value);
             }
             Operation::Compare | Operation::Scan => {
+                let right = element(memory, target(cpu, Direction::Read)?.0)?;
                 let left = match case.operation {
                     Operation::Scan => accumulator,
                     _ => element(memory, source?.0)?,
                 };
-                let right = element(memory, target(cpu, Direction::Read)?.0)?;
                 let new = flags::of_subtraction(left, right, size);
                 flags::change(cpu, flags::ARITHMETIC, new);
                 equal = Some(left == right);
@@ -140,14 +128,7 @@ impl Case {
         cpu.set_gpr(Gpr::Eax, self.eax);
         cpu.set_eflags(flags::when(self.down, flags::DF) | flags::CF);
         let (base, limit) = self.target;
-        cpu.set_segment(
-            SegmentRegister::Es,
-            Segment {
-                base,
-                limit,
-                ..Segment::flat_data(3)
-            },
-        );
+        cpu.set_segment(SegmentRegister::Es, Segment { base, limit, ..Segment::flat_data(3) });
         if self.alias {
             memory.alias_page(0x5000, 0x3000);
         }
@@ -216,10 +197,7 @@ fn long_repetitions_pause() {
     cpu.set_gpr(Gpr::Ecx, 3 * STEPS_PER_CALL);
     cpu.set_gpr(Gpr::Edi, 0x10_0000);
     let expected = [Outcome::Again, Outcome::Again, Outcome::Done];
-    assert_eq!(
-        [(); 3].map(|()| run(&mut cpu, &mut memory, &[0xf3, 0xaa])),
-        expected.map(Ok)
-    );
+    assert_eq!([(); 3].map(|()| run(&mut cpu, &mut memory, &[0xf3, 0xaa])), expected.map(Ok));
     assert_eq!(cpu.gpr(Gpr::Edi), 0x10_0000 + 3 * STEPS_PER_CALL);
     assert_eq!((cpu.gpr(Gpr::Ecx), cpu.eip()), (0, 0x1002));
 }
@@ -244,10 +222,7 @@ fn a_fault_stands_between_two_steps() {
     let fault = Err(page_fault(0x5000, true, true));
     assert_eq!(run(&mut cpu, &mut memory, &[0xf3, 0xa5]), fault);
     let registers: State = state(&cpu);
-    assert_eq!(
-        (cpu.gpr(Gpr::Ecx), cpu.gpr(Gpr::Edi), cpu.eip()),
-        (98, 0x4ffe, 0x1000)
-    );
+    assert_eq!((cpu.gpr(Gpr::Ecx), cpu.gpr(Gpr::Edi), cpu.eip()), (98, 0x4ffe, 0x1000));
     assert_eq!(run(&mut cpu, &mut memory, &[0xf3, 0xa5]), fault);
     assert_eq!(state(&cpu), registers);
 }
@@ -255,13 +230,7 @@ fn a_fault_stands_between_two_steps() {
 #[test]
 fn overrides_move_the_source_only() {
     let (mut cpu, mut memory) = (cpu_at(3), memory());
-    cpu.set_segment(
-        SegmentRegister::Fs,
-        Segment {
-            base: 0x5000,
-            ..Segment::flat_data(3)
-        },
-    );
+    cpu.set_segment(SegmentRegister::Fs, Segment { base: 0x5000, ..Segment::flat_data(3) });
     memory.store(0x5000, &[0x5a]);
     cpu.set_gpr(Gpr::Edi, 0x100);
     assert_done(&mut cpu, &mut memory, &[0x64, 0xa4]);
