@@ -24,15 +24,15 @@ all: command
 
 # Installs what is missing, or says what to install. Quick when there is nothing to do.
 setup:
-	@setup/setup.sh
+	@setup/setup.sh </dev/null
 
 # The guest's kernel, build/kernel.elf: compiled for another processor, in a workspace of its own.
 guest: setup
-	@setup/build-guest.sh
+	@setup/build-guest.sh </dev/null
 
 # The guest's files, $(INITRD): a cpio archive with a static 32-bit BusyBox.
 initrd: setup
-	@setup/build-initrd.sh
+	@setup/build-initrd.sh </dev/null
 
 command: guest
 	@$(CARGO) build --release --package lguest --bin lguest
@@ -53,7 +53,7 @@ docs: guest
 	else echo "The book was left out: mdbook isn't installed (cargo install mdbook)."; fi
 
 fuzz: guest
-	LGUEST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release --workspace -- --nocapture fuzz
+	LGUEST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --workspace -- --nocapture fuzz
 
 check: guest
 	$(CARGO) fmt --all --check
