@@ -7,7 +7,7 @@ use super::classify::{Way, classify};
 use super::confinement::check;
 use super::operands::host_form;
 use super::plan::decoder;
-use super::{Assumptions, NeedsMore, Request, Route, Unit, runtime, translate};
+use super::{Assumptions, Chain, NeedsMore, Request, Route, Unit, runtime, translate};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
 const FLAT: Assumptions = Assumptions { user: true, flat: true, step: false };
@@ -154,6 +154,21 @@ fn a_native_instruction_is_the_same_in_the_host() {
             "{guest:?} {bytes:02x?} became {host:?}"
         );
     });
+}
+
+#[test]
+fn a_conditional_branch_keeps_its_condition() {
+    let short = (0x70..=0x7f).map(|opcode| vec![opcode, 0x10]);
+    let long = (0x80..=0x8f).map(|opcode| vec![0x0f, opcode, 0x10, 0, 0, 0]);
+    let counted = (0xe0..=0xe3).map(|opcode| vec![opcode, 0x10]);
+    for bytes in short.chain(long).chain(counted) {
+        let guest = decoder(&bytes, EIP).decode();
+        let unit = translate_at(EIP, &bytes, FLAT, Route::Window).unwrap();
+        let host = host_code(&unit.hot)[0];
+        assert_eq!(host.mnemonic(), guest.mnemonic());
+        let target = Chain { site: unit.chains[0].site, target: guest.near_branch32() };
+        assert_eq!(unit.chains[0], target);
+    }
 }
 
 /// The guest's flags live in the host's: nothing but the guest's own instruction may touch them.
