@@ -15,11 +15,7 @@ use std::mem::offset_of;
 const AUDIT_ARCH_X86_64: u32 = 62 | 0x8000_0000 | 0x4000_0000;
 
 /// What handing over needs, and nothing else.
-const ALLOWED: [libc::c_long; 3] = [
-    libc::SYS_futex,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_exit_group,
-];
+const ALLOWED: [libc::c_long; 3] = [libc::SYS_futex, libc::SYS_rt_sigreturn, libc::SYS_exit_group];
 
 /// The filter, as a program for the kernel's packet-filter machine.
 pub(crate) fn program() -> Vec<sock_filter> {
@@ -43,19 +39,9 @@ pub(crate) fn program() -> Vec<sock_filter> {
 }
 
 fn statement(code: u32, value: u32) -> sock_filter {
-    sock_filter {
-        code: code as u16,
-        jt: 0,
-        jf: 0,
-        k: value,
-    }
+    sock_filter { code: code as u16, jt: 0, jf: 0, k: value }
 }
 
 fn jump(code: u32, value: u32, if_true: u8, if_false: u8) -> sock_filter {
-    sock_filter {
-        code: code as u16,
-        jt: if_true,
-        jf: if_false,
-        k: value,
-    }
+    sock_filter { code: code as u16, jt: if_true, jf: if_false, k: value }
 }

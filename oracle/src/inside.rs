@@ -90,10 +90,7 @@ unsafe fn set_up(plan: &mut Plan) -> Result<(), u32> {
         check(5, install_handlers())?;
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
-        check(
-            6,
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, null_mut()) == 0,
-        )?;
+        check(6, libc::sigprocmask(libc::SIG_SETMASK, &raw const none, null_mut()) == 0)?;
         libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
         check(7, confine(plan.filter))
     }
@@ -134,12 +131,7 @@ impl UserDescriptor {
             | bit(23) << 4 // the limit counts pages
             | (1 - bit(15)) << 5 // not present
             | bit(20) << 6; // the bit that is software's
-        Self {
-            entry,
-            base,
-            limit: (low & 0xffff) | (high & 0xf_0000),
-            flags,
-        }
+        Self { entry, base, limit: (low & 0xffff) | (high & 0xf_0000), flags }
     }
 }
 
@@ -154,38 +146,24 @@ unsafe fn make_segments(layout: &Layout) -> bool {
 }
 
 unsafe fn install_handlers() -> bool {
-    const SIGNALS: [i32; 5] = [
-        libc::SIGSEGV,
-        libc::SIGBUS,
-        libc::SIGFPE,
-        libc::SIGILL,
-        libc::SIGTRAP,
-    ];
+    const SIGNALS: [i32; 5] =
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP];
     // SAFETY: the handler has the signature that SA_SIGINFO asks for.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigfillset(&raw mut action.sa_mask);
-        SIGNALS
-            .iter()
-            .all(|&signal| libc::sigaction(signal, &raw const action, null_mut()) == 0)
+        SIGNALS.iter().all(|&signal| libc::sigaction(signal, &raw const action, null_mut()) == 0)
     }
 }
 
 unsafe fn confine(filter: &[libc::sock_filter]) -> bool {
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_ptr().cast_mut(),
-    };
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // SAFETY: the program lives through the call.
     unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const program,
-            ) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
     }
 }
 
@@ -265,9 +243,7 @@ unsafe fn load(state: &State, context: &mut libc::ucontext_t) {
         let new = &state.fx.0;
         image.copy_from_nonoverlapping(new.as_ptr(), MASK.start);
         let rest = FX_BYTES - MASK.end;
-        image
-            .add(MASK.end)
-            .copy_from_nonoverlapping(new.as_ptr().add(MASK.end), rest);
+        image.add(MASK.end).copy_from_nonoverlapping(new.as_ptr().add(MASK.end), rest);
         if image.add(464).cast::<u32>().read_unaligned() == XSTATE_MAGIC {
             let components = image.add(XSTATE_BV).cast::<u64>();
             components.write_unaligned(components.read_unaligned() | X87_AND_SSE);

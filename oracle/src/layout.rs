@@ -73,10 +73,7 @@ impl Layout {
                 return Err(BadRegion(*region));
             }
         }
-        Ok(Self {
-            regions: regions.to_vec(),
-            segments: Vec::new(),
-        })
+        Ok(Self { regions: regions.to_vec(), segments: Vec::new() })
     }
 
     /// The same memory, with these raw descriptors as the local descriptor table. Linux makes
@@ -103,11 +100,8 @@ impl Layout {
     /// present data segment of the local descriptor table.
     #[must_use]
     pub fn is_data_selector(&self, selector: u16) -> bool {
-        let local = |index: usize| {
-            self.segments
-                .get(index)
-                .is_some_and(|raw| raw >> 40 & 0x98 == 0x90)
-        };
+        let local =
+            |index: usize| self.segments.get(index).is_some_and(|raw| raw >> 40 & 0x98 == 0x90);
         matches!(selector, 0..=3 | DATA_SELECTOR)
             || selector & 7 == 7 && local(usize::from(selector >> 3))
     }
@@ -162,11 +156,7 @@ mod tests {
 
     #[test]
     fn regions_may_touch_4_gib_but_not_cross_it() {
-        let region = Region {
-            start: 0xffff_f000,
-            pages: 1,
-            writable: true,
-        };
+        let region = Region { start: 0xffff_f000, pages: 1, writable: true };
         assert!(Layout::new(&[region]).is_ok());
         assert!(Layout::new(&[Region { pages: 2, ..region }]).is_err());
         assert!(Layout::new(&[region, region]).is_err());
@@ -174,16 +164,8 @@ mod tests {
 
     #[test]
     fn bytes_are_found_both_ways() {
-        let first = Region {
-            start: 0x1000,
-            pages: 1,
-            writable: true,
-        };
-        let second = Region {
-            start: 0xffff_f000,
-            pages: 1,
-            writable: false,
-        };
+        let first = Region { start: 0x1000, pages: 1, writable: true };
+        let second = Region { start: 0xffff_f000, pages: 1, writable: false };
         let layout = Layout::new(&[first, second]).expect("valid");
         assert_eq!(layout.locate(0xffff_ffff), Some((second, 0x1fff)));
         assert_eq!(layout.address_of(0x1fff), Some(0xffff_ffff));

@@ -9,19 +9,37 @@
 //! - [`state`]: what goes into a run and what comes out;
 //! - [`layout`]: which pages there are;
 //! - `shared`, `worker`, `filter`, `inside`: the processor's side, a child process that can do
-//!   nothing but run cases.
+//!   nothing but run cases;
+//! - [`machine`]: the Switcher's side;
+//! - [`world`], [`random`]: the pages and segments both have, and where numbers come from;
+//! - [`forms`], [`instance`], [`values`], [`placing`]: every instruction form, instances of it, and
+//!   states in which they do something;
+//! - [`blocks`]: random programs;
+//! - [`compare`], [`contest`]: running both, and telling what differs.
 //!
 //! Only `shared`, `worker` and `inside` contain `unsafe` code, and each says what it rests on.
 
 #![deny(unsafe_code)]
 
+pub mod blocks;
+mod budget;
+pub mod compare;
+pub mod contest;
 mod filter;
+pub mod forms;
 mod inside;
+pub mod instance;
 pub mod layout;
+pub mod machine;
+pub mod placing;
+pub mod random;
 mod shared;
 pub mod state;
+pub mod values;
 mod worker;
+pub mod world;
 
+pub use budget::Budget;
 pub use layout::{Layout, Region};
 pub use state::{Case, End, Outcome, State};
 pub use worker::{Oracle, OracleError};

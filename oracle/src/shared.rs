@@ -83,29 +83,14 @@ impl Shared {
         let anonymous = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         let block = map_shared(size_of::<Block>(), anonymous, -1)?.cast::<Block>();
         let message = Message {
-            state: State {
-                fx: FxImage([0; FX_BYTES]),
-                ..State::default()
-            },
-            trap: Trap {
-                vector: 0,
-                error: 0,
-                address: 0,
-            },
+            state: State { fx: FxImage([0; FX_BYTES]), ..State::default() },
+            trap: Trap { vector: 0, error: 0, address: 0 },
             failure: Failure::default(),
         };
-        let fresh = Block {
-            turn: AtomicU32::new(PARENT),
-            message: UnsafeCell::new(message),
-        };
+        let fresh = Block { turn: AtomicU32::new(PARENT), message: UnsafeCell::new(message) };
         // SAFETY: a fresh mapping, large enough, page-aligned, and nobody else's yet.
         unsafe { block.write(fresh) };
-        Ok(Self {
-            block,
-            memory,
-            bytes,
-            file,
-        })
+        Ok(Self { block, memory, bytes, file })
     }
 
     /// The block, for the worker.
@@ -171,9 +156,7 @@ impl Shared {
     /// Takes the baton from a worker that is no more.
     pub(crate) fn take(&mut self) {
         // SAFETY: as in `pass`.
-        unsafe { self.block.as_ref() }
-            .turn
-            .store(PARENT, Ordering::Release);
+        unsafe { self.block.as_ref() }.turn.store(PARENT, Ordering::Release);
     }
 }
 

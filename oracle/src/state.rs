@@ -90,13 +90,7 @@ impl Default for State {
     fn default() -> Self {
         let (code, data) = (CODE_SELECTOR, DATA_SELECTOR);
         let segments = [data, code, data, data, 0, 0];
-        Self {
-            gpr: [0; 8],
-            eip: 0,
-            eflags: 2,
-            segments,
-            fx: FxImage::default(),
-        }
+        Self { gpr: [0; 8], eip: 0, eflags: 2, segments, fx: FxImage::default() }
     }
 }
 

@@ -69,14 +69,7 @@ impl Oracle {
         let stack = vec![0; inside::STACK_BYTES];
         let filter = filter::program();
         let _of_this_thread = PhantomData;
-        let mut oracle = Self {
-            layout,
-            shared,
-            stack,
-            filter,
-            worker: None,
-            _of_this_thread,
-        };
+        let mut oracle = Self { layout, shared, stack, filter, worker: None, _of_this_thread };
         oracle.try_out()?;
         Ok(oracle)
     }
@@ -115,17 +108,10 @@ impl Oracle {
             End::Exception {
                 vector: message.trap.vector as u8,
                 error: message.trap.error as u32,
-                address: if fault {
-                    message.trap.address as u32
-                } else {
-                    0
-                },
+                address: if fault { message.trap.address as u32 } else { 0 },
             }
         });
-        Ok(Outcome {
-            end,
-            state: message.state,
-        })
+        Ok(Outcome { end, state: message.state })
     }
 
     /// What memory holds now, in the layout's order.
@@ -139,10 +125,7 @@ impl Oracle {
         assert_eq!(cs, CODE_SELECTOR, "code runs in the flat segment");
         assert_ne!(ss, 0, "there is no null stack segment");
         for selector in [es, ss, ds, fs, gs] {
-            assert!(
-                self.layout.is_data_selector(selector),
-                "selector {selector:#x}"
-            );
+            assert!(self.layout.is_data_selector(selector), "selector {selector:#x}");
         }
     }
 
@@ -187,9 +170,7 @@ impl Oracle {
             pid => self.worker = Some(pid),
         }
         if let Some(end) = self.wait_for_end()? {
-            return Err(OracleError::Wrong(format!(
-                "the worker's start ended in {end:?}"
-            )));
+            return Err(OracleError::Wrong(format!("the worker's start ended in {end:?}")));
         }
         let failure = self.shared.message().failure;
         if failure.step != 0 {
@@ -226,10 +207,7 @@ impl Oracle {
 
     /// `inc eax; int3` at the start of the first region: is this a 32-bit x86?
     fn try_out(&mut self) -> Result<(), OracleError> {
-        let mut case = Case {
-            state: State::default(),
-            memory: vec![0xcc; self.layout.len()],
-        };
+        let mut case = Case { state: State::default(), memory: vec![0xcc; self.layout.len()] };
         let Some(region) = self.layout.regions().first() else {
             return Ok(());
         };
@@ -237,15 +215,9 @@ impl Oracle {
         case.state.eip = region.start;
         case.state.gpr[0] = 41;
         let outcome = self.run(&case)?;
-        let right = End::Exception {
-            vector: 3,
-            error: 0,
-            address: 0,
-        };
+        let right = End::Exception { vector: 3, error: 0, address: 0 };
         if outcome.end != right || outcome.state.gpr[0] != 42 {
-            return Err(OracleError::Wrong(format!(
-                "`inc eax; int3` gave {outcome:?}"
-            )));
+            return Err(OracleError::Wrong(format!("`inc eax; int3` gave {outcome:?}")));
         }
         Ok(())
     }

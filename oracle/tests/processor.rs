@@ -8,17 +8,8 @@ const FIXED: u32 = 0x1000_8000;
 const TOP: u32 = 0xffff_f000;
 
 fn oracle() -> Oracle {
-    let region = |start, writable| Region {
-        start,
-        pages: 1,
-        writable,
-    };
-    let regions = [
-        region(CODE, true),
-        region(DATA, true),
-        region(FIXED, false),
-        region(TOP, true),
-    ];
+    let region = |start, writable| Region { start, pages: 1, writable };
+    let regions = [region(CODE, true), region(DATA, true), region(FIXED, false), region(TOP, true)];
     let layout = Layout::new(&regions).expect("a valid layout");
     // Data, 32-bit, writable, level 3, base 0x10004000, limit 0xff.
     let layout = layout.with_segments(&[0x1040_f300_4000_00ff]);
@@ -28,10 +19,7 @@ fn oracle() -> Oracle {
 fn case(oracle: &Oracle, code: &[u8]) -> Case {
     let mut memory = vec![0xcc; oracle.layout().len()];
     memory[..code.len()].copy_from_slice(code);
-    let mut state = State {
-        eip: CODE,
-        ..State::default()
-    };
+    let mut state = State { eip: CODE, ..State::default() };
     state.gpr[4] = DATA + 0x800;
     Case { state, memory }
 }
@@ -44,11 +32,7 @@ fn run(code: &[u8]) -> (Outcome, Vec<u8>) {
 }
 
 fn exception(vector: u8, error: u32, address: u32) -> End {
-    End::Exception {
-        vector,
-        error,
-        address,
-    }
+    End::Exception { vector, error, address }
 }
 
 #[test]
@@ -87,10 +71,7 @@ fn system_calls_and_endless_loops_end_the_worker_and_not_the_oracle() {
     let endless = case(&oracle, &[0xeb, 0xfe]);
     assert_eq!(oracle.run(&endless).expect("a worker").end, End::Endless);
     let plain = case(&oracle, &[]);
-    assert_eq!(
-        oracle.run(&plain).expect("a worker").end,
-        exception(3, 0, 0)
-    );
+    assert_eq!(oracle.run(&plain).expect("a worker").end, exception(3, 0, 0));
 }
 
 #[test]
@@ -99,10 +80,7 @@ fn the_trap_flag_stops_after_one_instruction() {
     let mut case = case(&oracle, &[0x40, 0x40]);
     case.state.eflags |= 1 << 8;
     let outcome = oracle.run(&case).expect("a worker");
-    assert_eq!(
-        (outcome.end, outcome.state.eip),
-        (exception(1, 0, 0), CODE + 1)
-    );
+    assert_eq!((outcome.end, outcome.state.eip), (exception(1, 0, 0), CODE + 1));
 }
 
 #[test]
@@ -131,16 +109,10 @@ fn segments_have_bases_and_limits() {
     case.state.segments[4] = Layout::selector(0);
     case.memory[0x1010..0x1014].copy_from_slice(&[1, 2, 3, 4]);
     let outcome = oracle.run(&case).expect("a worker");
-    assert_eq!(
-        (outcome.end, outcome.state.gpr[0]),
-        (exception(3, 0, 0), 0x0403_0201)
-    );
+    assert_eq!((outcome.end, outcome.state.gpr[0]), (exception(3, 0, 0), 0x0403_0201));
     assert_eq!(outcome.state.segments[4], Layout::selector(0));
     case.memory[2..4].copy_from_slice(&[0xfd, 0]);
-    assert_eq!(
-        oracle.run(&case).expect("a worker").end,
-        exception(13, 0, 0)
-    );
+    assert_eq!(oracle.run(&case).expect("a worker").end, exception(13, 0, 0));
 }
 
 #[test]
@@ -151,8 +123,5 @@ fn thousands_of_cases_a_second() {
     for _ in 0..count {
         assert_eq!(oracle.run(&case).expect("a worker").state.gpr[0], 1);
     }
-    println!(
-        "{:.1} µs a case",
-        start.elapsed().as_secs_f64() / f64::from(count) * 1e6
-    );
+    println!("{:.1} µs a case", start.elapsed().as_secs_f64() / f64::from(count) * 1e6);
 }

@@ -1,0 +1,78 @@
+//! Both processors run the same case, and are held against each other.
+
+use crate::compare::{Seen, differences, report, undefined_flags};
+use crate::machine::{Machine, Stop, in_processors_words};
+use crate::random::Random;
+use crate::state::{Case, End};
+use crate::world::World;
+use crate::{Oracle, OracleError};
+use iced_x86::Instruction;
+
+/// The processor and the Switcher in one world.
+pub struct Contest {
+    /// The world.
+    pub world: World,
+    /// The processor's side.
+    pub oracle: Oracle,
+    /// The Switcher's side.
+    pub machine: Machine,
+}
+
+/// What came of a case.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Both did the same; how it ended.
+    Same(End),
+    /// The processor's own end can't be compared: a system call, or no end at all.
+    Incomparable,
+    /// They did different things: all one needs to see why.
+    Different(String),
+}
+
+impl Contest {
+    /// Both sides in the world that `random` makes.
+    ///
+    /// # Errors
+    /// When the processor can't be asked.
+    pub fn new(random: &mut Random) -> Result<Self, OracleError> {
+        let world = World::new(random);
+        let oracle = Oracle::new(world.layout.clone())?;
+        let machine = Machine::new(world.layout.clone());
+        Ok(Self { world, oracle, machine })
+    }
+
+    /// Runs `case`, whose code has `length` bytes, on both. When it is a single instruction, the
+    /// flags it leaves undefined don't count.
+    ///
+    /// # Errors
+    /// When the processor can't be asked.
+    pub fn judge(
+        &mut self,
+        case: &Case,
+        length: usize,
+        single: Option<&Instruction>,
+    ) -> Result<Verdict, OracleError> {
+        let outcome = self.oracle.run(case)?;
+        if matches!(outcome.end, End::SystemCall | End::Endless) {
+            return Ok(Verdict::Incomparable);
+        }
+        let (stop, state) = self.machine.run(case);
+        let (stop, state) = in_processors_words(stop, state, &outcome);
+        let processor = Seen::by_processor(&outcome, self.oracle.memory());
+        let switcher = Seen { stop, state, memory: self.machine.memory() };
+        let ignored = single.map_or(0, undefined_flags);
+        let found = differences(&processor, &switcher, &self.world.layout, ignored);
+        if found.is_empty() {
+            return Ok(Verdict::Same(outcome.end));
+        }
+        Ok(Verdict::Different(report(case, &self.world.layout, length, &found)))
+    }
+
+    /// Runs `case` on the Switcher alone and says how it stopped, and what it changed, eip included.
+    pub fn run_alone(&mut self, case: &Case) -> (Stop, Vec<String>) {
+        let (stop, state) = self.machine.run(case);
+        let before = Seen { stop, state: case.state, memory: &case.memory };
+        let after = Seen { stop, state, memory: self.machine.memory() };
+        (stop, differences(&before, &after, &self.world.layout, 0))
+    }
+}
