@@ -300,15 +300,12 @@ impl GuestMemory {
         self.marks.len() as u32
     }
 
-    /// Notes that the bytes at `at` have been translated, so that a later write is noticed, and
-    /// returns the frame's version: it changes with each such write.
-    pub(crate) fn mark_code(&self, at: GuestPhys, len: u32) -> u32 {
-        let Some(mark) = self.marks.get(at.page_number() as usize) else {
-            return 0;
-        };
-        mark.lines
-            .fetch_or(lines(at.offset(), len), Ordering::AcqRel);
-        mark.version.load(Ordering::Acquire)
+    /// Notes that the bytes at `at`, within one page, have been translated, so that a later write is
+    /// noticed.
+    pub(crate) fn mark_code(&self, at: GuestPhys, len: u32) {
+        if let Some(mark) = self.marks.get(at.page_number() as usize) {
+            mark.lines.fetch_or(lines(at.offset(), len), Ordering::AcqRel);
+        }
     }
 
     /// How often translated lines of this frame have been written to.
@@ -323,12 +320,11 @@ impl GuestMemory {
         self.code_writes.load(Ordering::Acquire)
     }
 
-    /// Drops the marks of a frame whose code has been thrown away. Another virtual CPU that still
-    /// holds code of it is told as if it had been written to.
-    pub(crate) fn unmark_code(&self, frame: u32) {
-        if let Some(mark) = self.marks.get(frame as usize) {
-            mark.note(u32::MAX, &self.code_writes);
-        }
+    /// Drops the marks of a frame whose code has been thrown away, as if it had been written to:
+    /// another virtual CPU may still hold code of it. Says whether that counts as a write.
+    pub(crate) fn unmark_code(&self, frame: u32) -> bool {
+        let mark = self.marks.get(frame as usize);
+        mark.is_some_and(|mark| mark.note(u32::MAX, &self.code_writes))
     }
 
     /// Whether the bytes at `at` share a line with translated code. They mustn't cross a page.
@@ -392,14 +388,16 @@ impl GuestMemory {
 }
 
 impl CodeMark {
-    /// Notes a write to the lines in `mask`: whatever was translated from them is stale.
-    fn note(&self, mask: u32, code_writes: &AtomicU64) {
+    /// Notes a write to the lines in `mask`: whatever was translated from them is stale. Says
+    /// whether anything was.
+    fn note(&self, mask: u32, code_writes: &AtomicU64) -> bool {
         if self.lines.load(Ordering::Acquire) & mask == 0 {
-            return;
+            return false;
         }
         self.lines.store(0, Ordering::Release);
         self.version.fetch_add(1, Ordering::AcqRel);
         code_writes.fetch_add(1, Ordering::AcqRel);
+        true
     }
 }
 
@@ -480,7 +478,8 @@ mod tests {
     #[test]
     fn writes_to_translated_lines_are_noted_and_others_are_not() {
         let memory = memory();
-        let version = memory.mark_code(GuestPhys(0x1080), 4);
+        let version = memory.code_version(1);
+        memory.mark_code(GuestPhys(0x1080), 4);
         memory.write_u32(GuestPhys(0x107c), 1).unwrap();
         assert_eq!((memory.code_version(1), memory.code_writes()), (version, 0));
         memory.write(GuestPhys(0x107e), &[0; 4]).unwrap();

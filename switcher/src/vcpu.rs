@@ -1,14 +1,47 @@
-//! The virtual CPU: the loop that ties translation, execution and emulation together.
+//! The virtual CPU: what ties translation, execution and emulation together.
+//!
+//! This file is its public face. Behind it:
+//! - [`run`]: the loop;
+//! - [`dispatch`]: from an eip to host code, translating where there is none;
+//! - [`faults`]: what host faults mean to the guest;
+//! - [`bounce`]: instructions whose operand goes through a buffer;
+//! - [`routes`]: what faults have taught;
+//! - [`code_store`], [`fetches`]: translated code, and the way to it;
+//! - [`spaces`]: the worlds of kernel and users;
+//! - [`guest_bus`]: memory for everything that Rust does in the guest's name.
 
-use crate::address::GuestVirt;
+mod bounce;
+mod code_store;
+mod dispatch;
+mod faults;
+mod fetches;
+mod guest_bus;
+mod routes;
+mod run;
+mod spaces;
+
+use crate::address::{GuestVirt, PAGE_SIZE};
 use crate::cpu::{Cpu, SegmentRegister};
+use crate::emulate;
 use crate::environment::{Environment, Mapping, PageFault};
 use crate::execute::SetupError;
-use crate::execute::kick::Kicker;
-use crate::exit::{Exception, Exit};
+use crate::execute::alarm::Alarm;
+use crate::execute::fpu::{Fpu, SavedFpu};
+use crate::execute::kick::{Kick, Kicker};
+use crate::execute::windows::{Slot, Windows};
+use crate::execute::{mapping_account, signal_stack, signals};
+use crate::exit::Exception;
+use crate::frame::Frame;
 use crate::memory::GuestMemory;
+use crate::translate::Assumptions;
+use bounce::Bounce;
+use code_store::{CodeStore, Dropped};
+use faults::Fault;
+use guest_bus::GuestBus;
 use iced_x86::Instruction;
-use std::marker::PhantomData;
+use routes::Routes;
+use run::Resume;
+use spaces::Spaces;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +64,7 @@ impl Default for Config {
 
 /// One of the guest's user address spaces, as the Switcher keeps it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SpaceId(pub(crate) u32);
+pub struct SpaceId(pub(crate) u16);
 
 /// Which of the shadows of the guest's page tables is meant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,14 +104,53 @@ pub struct Statistics {
 ///
 /// It belongs to the thread it was made on, because between runs the guest's x87 registers stay in the
 /// processor; [`park`](Vcpu::park) takes it to another.
+///
+/// What the embedder shows it of memory ([`map`](Vcpu::map), and what
+/// [`Environment::translate`] answers) is kept until it is taken back
+/// ([`unmap`](Vcpu::unmap)), as a processor's TLB would.
 pub struct Vcpu {
     /// The registers, free to be read and changed between runs.
     pub cpu: Cpu,
-    _of_this_thread: PhantomData<*const ()>,
+    memory: Arc<GuestMemory>,
+    spaces: Spaces,
+    code: CodeStore,
+    routes: Routes,
+    /// The world that the frame is set up for: see `enter_world`.
+    assumptions: Assumptions,
+    frame: *const Frame,
+    world_changed: bool,
+    /// The operand in the bounce buffer.
+    bounce: Option<Bounce>,
+    /// [`GuestMemory::code_writes`] when it was last looked at.
+    seen_writes: u64,
+    last_fault: Fault,
+    repeats: u32,
+    watch: Option<(u32, u32)>,
+    statistics: Statistics,
+    /// Reused by each translation.
+    bytes: Vec<u8>,
+    kick: Arc<Kick>,
+    alarm: Alarm,
+    fpu: Fpu,
 }
 
 /// A virtual CPU on its way from one thread to another.
-pub struct ParkedVcpu {}
+pub struct ParkedVcpu {
+    parts: Parts,
+    fpu: SavedFpu,
+}
+
+/// All of a virtual CPU that doesn't belong to a thread.
+struct Parts {
+    cpu: Cpu,
+    memory: Arc<GuestMemory>,
+    spaces: Spaces,
+    code: CodeStore,
+    routes: Routes,
+    watch: Option<(u32, u32)>,
+    statistics: Statistics,
+    kick: Arc<Kick>,
+}
 
 impl ParkedVcpu {
     /// Makes the virtual CPU belong to the calling thread.
@@ -86,11 +158,10 @@ impl ParkedVcpu {
     /// # Errors
     /// When the thread's signal stack or timer can't be set up.
     pub fn unpark(self) -> Result<Vcpu, SetupError> {
-        unimplemented!()
+        Vcpu::on_this_thread(self.parts, self.fpu)
     }
 }
 
-#[allow(unused_variables)]
 impl Vcpu {
     /// A virtual CPU on `memory`, with one (empty, current) user address space; at level 0, with
     /// flat segments, and everything else as after reset.
@@ -98,36 +169,85 @@ impl Vcpu {
     /// # Errors
     /// What this machine lacks, and what would help.
     pub fn new(memory: Arc<GuestMemory>, config: Config) -> Result<Self, SetupError> {
-        unimplemented!()
+        let bytes = config.check()?;
+        if !std::arch::is_x86_feature_detected!("bmi2") {
+            return Err(SetupError::Processor("the BMI2 instructions"));
+        }
+        let windows = Windows::new(memory.clone(), mapping_account::limit());
+        let parts = Parts {
+            cpu: Cpu::new(Box::new(Frame::new())),
+            memory,
+            spaces: Spaces::new(windows, config.kernel_start)?,
+            code: CodeStore::new(bytes)?,
+            routes: Routes::default(),
+            watch: None,
+            statistics: Statistics::default(),
+            kick: Arc::new(Kick::default()),
+        };
+        Self::on_this_thread(parts, SavedFpu::initial())
     }
 
-    /// Runs guest code until something happens that the embedder must decide.
-    pub fn run(&mut self, env: &mut dyn Environment) -> Exit {
-        unimplemented!()
+    fn on_this_thread(parts: Parts, fpu: SavedFpu) -> Result<Self, SetupError> {
+        signals::install()?;
+        signal_stack::install()?;
+        let alarm = Alarm::new(parts.kick.clone())?;
+        parts.kick.belongs_to(signals::this_thread());
+        Ok(Self {
+            assumptions: parts.cpu.assumptions(),
+            cpu: parts.cpu,
+            spaces: parts.spaces,
+            code: parts.code,
+            routes: parts.routes,
+            frame: std::ptr::null(),
+            world_changed: true,
+            bounce: None,
+            seen_writes: parts.memory.code_writes().wrapping_sub(1),
+            memory: parts.memory,
+            last_fault: Fault::default(),
+            repeats: 0,
+            watch: parts.watch,
+            statistics: parts.statistics,
+            bytes: Vec::new(),
+            kick: parts.kick,
+            alarm,
+            fpu: Fpu::new(fpu),
+        })
+    }
+
+    /// Prepares this virtual CPU to move to another thread. An alarm that is set doesn't ring.
+    #[must_use]
+    pub fn park(self) -> ParkedVcpu {
+        self.kick.belongs_to(0);
+        let fpu = self.fpu.release();
+        let parts = Parts {
+            cpu: self.cpu,
+            memory: self.memory,
+            spaces: self.spaces,
+            code: self.code,
+            routes: self.routes,
+            watch: self.watch,
+            statistics: self.statistics,
+            kick: self.kick,
+        };
+        ParkedVcpu { parts, fpu }
     }
 
     /// A handle that makes [`run`](Self::run) and [`wait`](Self::wait) come back.
     #[must_use]
     pub fn kicker(&self) -> Kicker {
-        unimplemented!()
+        Kicker(self.kick.clone())
     }
 
     /// Sleeps until kicked, the alarm rings, or `timeout` has passed; perhaps less. The kick
     /// still makes the next [`run`](Self::run) come back at once.
     pub fn wait(&mut self, timeout: Option<Duration>) {
-        unimplemented!()
+        self.kick.wait(timeout);
     }
 
     /// Kicks this virtual CPU once, `after` from now; replaces the alarm set earlier. `None` takes
     /// it back.
     pub fn set_alarm(&mut self, after: Option<Duration>) {
-        unimplemented!()
-    }
-
-    /// Prepares this virtual CPU to move to another thread.
-    #[must_use]
-    pub fn park(self) -> ParkedVcpu {
-        unimplemented!()
+        self.alarm.set(after);
     }
 
     /// Another user address space, empty.
@@ -135,7 +255,7 @@ impl Vcpu {
     /// # Errors
     /// When there is no address space for its window.
     pub fn create_space(&mut self) -> Result<SpaceId, SetupError> {
-        unimplemented!()
+        self.spaces.create().map(|slot| SpaceId(slot.0))
     }
 
     /// Gives a user address space back.
@@ -143,45 +263,64 @@ impl Vcpu {
     /// # Panics
     /// When it is the current one.
     pub fn destroy_space(&mut self, space: SpaceId) {
-        unimplemented!()
+        self.spaces.destroy(Slot(space.0));
     }
 
-    /// Makes `space` the one that user code runs in.
+    /// Makes `space` the one that user code runs in. One that doesn't exist is ignored.
     pub fn switch_space(&mut self, space: SpaceId) {
-        unimplemented!()
+        self.spaces.switch(Slot(space.0));
+        self.world_changed = true;
     }
 
     /// The user address space that is current.
     #[must_use]
     pub fn current_space(&self) -> SpaceId {
-        unimplemented!()
+        SpaceId(self.spaces.current().0)
     }
 
-    /// Shows a run of pages ahead of need. In a user view only what has `user` set may be shown.
+    /// Shows a run of pages ahead of need. A user's view gets only what has `user` set. Physical
+    /// addresses without memory are left out.
     pub fn map(&mut self, view: View, mapping: Mapping) {
-        unimplemented!()
+        for slot in self.spaces.slots(view) {
+            if slot == self.spaces.kernel() || mapping.user {
+                self.statistics.mappings += 1;
+                self.forget_changed_code(slot, &mapping);
+                self.spaces.map(slot, &mapping, &mut self.statistics.windows_dropped);
+            }
+        }
     }
 
     /// Forgets what `pages` pages from `page` on show; the next access asks the environment.
     pub fn unmap(&mut self, view: View, page: GuestVirt, pages: u32) {
-        unimplemented!()
+        for slot in self.spaces.slots(view) {
+            self.spaces.forget(slot, page.page_number(), pages);
+        }
     }
 
     /// Forgets everything a view shows.
     pub fn unmap_all(&mut self, view: View) {
-        unimplemented!()
+        for slot in self.spaces.slots(view) {
+            self.spaces.forget_all(slot);
+        }
     }
 
     /// What a view shows at one page: a run of one. `None` for [`View::AllUsers`].
     #[must_use]
     pub fn mapped(&self, view: View, page: GuestVirt) -> Option<Mapping> {
-        unimplemented!()
+        let slot = match view {
+            View::Kernel => self.spaces.kernel(),
+            View::User(SpaceId(space)) => Slot(space),
+            View::AllUsers => return None,
+        };
+        self.spaces.windows.shown(slot, page.page_number())
     }
 
     /// Goes through the runs a view shows, by rising address; those of
-    /// [`View::AllUsers`] one space after the other.
+    /// [`View::AllUsers`] one space after the other. Pages that were only executed are among them.
     pub fn for_each_mapped(&self, view: View, f: &mut dyn FnMut(Mapping)) {
-        unimplemented!()
+        for slot in self.spaces.slots(view) {
+            self.spaces.windows.for_each_run(slot, f);
+        }
     }
 
     /// Reads virtual memory as the guest would, at level 3 when `user`, else as its kernel.
@@ -195,7 +334,7 @@ impl Vcpu {
         into: &mut [u8],
         user: bool,
     ) -> Result<(), PageFault> {
-        unimplemented!()
+        self.bus(env, user).copy_out(at, into)
     }
 
     /// Writes virtual memory as the guest would, at level 3 when `user`, else as its kernel.
@@ -209,7 +348,7 @@ impl Vcpu {
         from: &[u8],
         user: bool,
     ) -> Result<(), PageFault> {
-        unimplemented!()
+        self.bus(env, user).copy_in(at, from)
     }
 
     /// The linear address of `instruction`'s memory operand of `len` bytes, checked against its segment.
@@ -222,7 +361,7 @@ impl Vcpu {
         len: u32,
         write: bool,
     ) -> Result<GuestVirt, Exception> {
-        unimplemented!()
+        emulate::linear_address(&self.cpu, instruction, len, write)
     }
 
     /// Loads a segment register as `mov` to it does, with all checks. The state is unchanged on error.
@@ -235,7 +374,9 @@ impl Vcpu {
         register: SegmentRegister,
         selector: u16,
     ) -> Result<(), Exception> {
-        unimplemented!()
+        let user = self.cpu.cpl() == 3;
+        let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+        emulate::load_segment(&mut self.cpu, &mut bus, register, selector)
     }
 
     /// Carries out a protected-mode 32-bit `iret` to the same or an outer level. The state is unchanged on error.
@@ -243,24 +384,97 @@ impl Vcpu {
     /// # Errors
     /// The exception it raises.
     pub fn iret(&mut self, env: &mut dyn Environment) -> Result<(), Exception> {
-        unimplemented!()
+        let user = self.cpu.cpl() == 3;
+        let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+        emulate::iret(&mut self.cpu, &mut bus, 4)
     }
 
     /// Watches `range` (first address, bytes) for stores by absolute operand: see
     /// [`set_pending`](Self::set_pending). All translated code is dropped when it changes.
     pub fn set_watch(&mut self, range: Option<(GuestVirt, u32)>) {
-        unimplemented!()
+        let watch = range.map(|(start, bytes)| (start.0, start.0.saturating_add(bytes)));
+        if watch != self.watch {
+            self.watch = watch;
+            self.empty_cache();
+        }
     }
 
     /// While set, a store to the watched range makes [`run`](Self::run) come back with
-    /// [`Exit::Watched`].
+    /// [`Exit::Watched`](crate::Exit::Watched).
     pub fn set_pending(&mut self, pending: bool) {
-        unimplemented!()
+        self.cpu.frame.pending = u32::from(pending);
     }
 
     /// What it has done so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        unimplemented!()
+        self.statistics
+    }
+
+    fn bus<'a>(&'a self, env: &'a mut dyn Environment, user: bool) -> GuestBus<'a> {
+        GuestBus { env, spaces: &self.spaces, memory: &self.memory, user }
+    }
+
+    /// Drops code whose frame has been written to through [`GuestMemory`], and says how to go on.
+    #[cold]
+    fn drop_written_code(&mut self, resume: Resume) -> Resume {
+        self.seen_writes = self.memory.code_writes();
+        let stale = self.code.stale_frames(|frame| self.memory.code_version(frame));
+        for &frame in &stale {
+            self.drop_frame(frame);
+        }
+        if stale.is_empty() {
+            return resume;
+        }
+        // An operand in the buffer is fetched again.
+        self.bounce = None;
+        Resume::Eip
+    }
+
+    /// Drops all code that was read from `frame`, and lets it be written again.
+    fn drop_frame(&mut self, frame: u32) {
+        self.statistics.code_writes += 1;
+        let dropped = self.code.drop_frame(frame);
+        self.spaces.forget_code(&dropped);
+        self.release_frame(frame);
+    }
+
+    /// Drops the code of one page.
+    fn drop_page(&mut self, page: u32, frame: u32) {
+        let dropped: Vec<Dropped> = self.code.drop_page(page, frame);
+        self.spaces.forget_code(&dropped);
+    }
+
+    /// Drops all code.
+    fn empty_cache(&mut self) {
+        self.statistics.cache_flushes += 1;
+        let frames = self.code.drop_all();
+        self.spaces.forget_all_code();
+        for frame in frames {
+            self.release_frame(frame);
+        }
+    }
+
+    /// `frame` holds no translated code any more.
+    fn release_frame(&mut self, frame: u32) {
+        if self.memory.unmark_code(frame) {
+            self.seen_writes = self.seen_writes.wrapping_add(1);
+        }
+        self.spaces.windows.unprotect_frame(frame);
+    }
+}
+
+impl Config {
+    /// The size of the code cache, everything checked.
+    fn check(&self) -> Result<u32, SetupError> {
+        if !self.kernel_start.0.is_multiple_of(1 << 24) {
+            return Err(SetupError::Config("kernel_start must be a multiple of 16 MiB"));
+        }
+        match u32::try_from(self.code_cache) {
+            Ok(bytes @ 0x10_0000..=0x4000_0000) if bytes.is_multiple_of(2 * PAGE_SIZE) => Ok(bytes),
+            _ => Err(SetupError::Config(
+                "the code cache must have 1 MiB to 1 GiB, in multiples of 8 KiB",
+            )),
+        }
     }
 }

@@ -1,0 +1,200 @@
+//! Instructions whose memory operand goes through a buffer.
+//!
+//! Some instructions can't touch guest memory directly: their segment has a limit, their operand
+//! runs over the end of the address space, they store into code, or they show too much of the host
+//! (`fxsave` and its kin). Their translation leaves twice: once so that Rust copies the operand
+//! into [`Frame::bounce`](crate::frame::Frame::bounce), and, when the instruction has worked on that, once so that Rust copies it
+//! back. All rights are checked on the way in, so the second half can't fail.
+
+use super::Vcpu;
+use super::guest_bus::GuestBus;
+use super::run::Resume;
+use crate::address::{GuestVirt, PAGE_SIZE};
+use crate::emulate::{Bus, bit_offset, linear_address};
+use crate::environment::Environment;
+use crate::exit::{Exception, Exit};
+use crate::frame::BOUNCE_BYTES;
+use iced_x86::{
+    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess,
+};
+
+/// Bytes of an `fxsave` area that belong to 32-bit code: the rest would show xmm8 to xmm15 (SDM
+/// volume 1, section "FXSAVE Area").
+const FXSAVE_BYTES: usize = 288;
+/// Where an `fxsave` area tells the address of the last x87 instruction and of its operand.
+const FXSAVE_POINTERS: std::ops::Range<usize> = 8..24;
+/// The same in the environment that `fnstenv` and `fnsave` store, in its 32-bit and 16-bit forms.
+const ENVIRONMENT_POINTERS: std::ops::Range<usize> = 12..26;
+const SHORT_ENVIRONMENT_POINTERS: std::ops::Range<usize> = 6..14;
+/// Bytes of the 16-bit forms of environment and state.
+const SHORT_ENVIRONMENTS: [usize; 2] = [14, 94];
+
+/// An operand in the buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounce {
+    instruction: Instruction,
+    address: GuestVirt,
+    /// Bytes to be copied back.
+    store: usize,
+}
+
+impl Vcpu {
+    /// Copies the operand of the instruction at eip into the buffer.
+    pub(super) fn bounce_in(&mut self, env: &mut dyn Environment) -> Result<Resume, Exit> {
+        let body = self.cpu.frame.detail;
+        let instruction = self.instruction(env)?;
+        self.prepare_bounce(env, &instruction).map_err(Exit::Exception)?;
+        Ok(Resume::At(body))
+    }
+
+    fn prepare_bounce(
+        &mut self,
+        env: &mut dyn Environment,
+        instruction: &Instruction,
+    ) -> Result<(), Exception> {
+        let size = instruction.memory_size().size().min(BOUNCE_BYTES);
+        let writes = writes_memory(instruction);
+        let address = linear_address(&self.cpu, instruction, size as u32, writes)?;
+        if must_be_aligned(instruction, size) && !address.0.is_multiple_of(16) {
+            return Err(Exception::protection(0));
+        }
+        let user = self.assumptions.user;
+        let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+        if writes {
+            bus.check_write(address, size as u32)?;
+        }
+        // What is only written is read too: a part of it may stay as it was.
+        bus.read(address, &mut self.cpu.frame.bounce[..size])?;
+        if is_bit_string(instruction.mnemonic()) {
+            self.cpu.frame.bounce_bit = bit_offset(&self.cpu, instruction);
+        }
+        let whole = if instruction.mnemonic() == Mnemonic::Fxsave { FXSAVE_BYTES } else { size };
+        let store = if writes { whole } else { 0 };
+        self.bounce = Some(Bounce { instruction: *instruction, address, store });
+        Ok(())
+    }
+
+    /// Copies the operand back: the instruction is complete.
+    pub(super) fn bounce_out(&mut self, env: &mut dyn Environment) -> Result<Resume, Exit> {
+        let Some(bounce) = self.bounce.take() else { return Ok(Resume::Eip) };
+        self.statistics.bounced += 1;
+        let eip = self.cpu.eip();
+        if bounce.store > 0 {
+            let operand = &mut self.cpu.frame.bounce[..bounce.store];
+            hide_the_host(&bounce.instruction, operand);
+            let user = self.assumptions.user;
+            let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+            bus.write(bounce.address, operand).map_err(Exit::Exception)?;
+            self.reconsider(env, bounce.address)?;
+        }
+        self.cpu.set_eip(eip.wrapping_add(bounce.instruction.len() as u32));
+        self.after_instruction()
+    }
+
+    /// A store by the instruction at eip has gone through the buffer: perhaps for no reason any
+    /// more.
+    fn reconsider(&mut self, env: &mut dyn Environment, address: GuestVirt) -> Result<(), Exit> {
+        let slot = self.spaces.shower(self.assumptions.user, address.0);
+        let record = self.spaces.windows.get(slot, address.page_number());
+        let into_code = record.is_known() && self.spaces.windows.is_code(record.frame());
+        let eip = self.cpu.eip();
+        let frame = self.fetch(env, eip)?;
+        if self.routes.stored(frame, eip, into_code) {
+            self.drop_page(eip / PAGE_SIZE, frame);
+        }
+        Ok(())
+    }
+}
+
+/// `bt` and its kin, whose bit may lie outside the operand.
+fn is_bit_string(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+}
+
+/// Whether the instruction may write to its memory operand.
+fn writes_memory(instruction: &Instruction) -> bool {
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info_options(instruction, InstructionInfoOptions::NO_REGISTER_USAGE);
+    info.used_memory().iter().any(|memory| {
+        matches!(
+            memory.access(),
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        )
+    })
+}
+
+/// Whether an operand that isn't aligned raises #GP: those of `fxsave` and `fxrstor`, and the 16-byte ones of
+/// SSE instructions, but for those that are made for it (SDM volume 1, section "Memory
+/// Alignment Requirements").
+fn must_be_aligned(instruction: &Instruction, size: usize) -> bool {
+    use Mnemonic as M;
+    match instruction.mnemonic() {
+        M::Fxsave | M::Fxrstor => true,
+        M::Movups | M::Movupd | M::Movdqu | M::Lddqu => false,
+        M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm => false,
+        _ => size == 16,
+    }
+}
+
+/// Takes out of a stored operand what the host's own registers and addresses have left in it.
+fn hide_the_host(instruction: &Instruction, operand: &mut [u8]) {
+    let pointers = match instruction.mnemonic() {
+        Mnemonic::Fxsave => FXSAVE_POINTERS,
+        Mnemonic::Fnstenv | Mnemonic::Fnsave if SHORT_ENVIRONMENTS.contains(&operand.len()) => {
+            SHORT_ENVIRONMENT_POINTERS
+        }
+        Mnemonic::Fnstenv | Mnemonic::Fnsave => ENVIRONMENT_POINTERS,
+        _ => return,
+    };
+    if let Some(pointers) = operand.get_mut(pointers) {
+        pointers.fill(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::translate::decoder;
+
+    fn decode(bytes: &[u8]) -> Instruction {
+        decoder(bytes, 0).decode()
+    }
+
+    #[test]
+    fn stores_are_told_from_loads() {
+        let mov_store = decode(&[0x89, 0x03]);
+        let mov_load = decode(&[0x8b, 0x03]);
+        let add_store = decode(&[0x01, 0x03]);
+        let compare = decode(&[0x39, 0x03]);
+        assert_eq!([mov_store, mov_load, add_store, compare].map(|i| writes_memory(&i)), [true, false, true, false]);
+    }
+
+    #[test]
+    fn what_sse_wants_aligned_must_be() {
+        let aligned = |bytes: &[u8]| {
+            let instruction = decode(bytes);
+            must_be_aligned(&instruction, instruction.memory_size().size())
+        };
+        assert!(aligned(&[0x0f, 0x28, 0x03])); // movaps
+        assert!(aligned(&[0x66, 0x0f, 0xfe, 0x03])); // paddd xmm
+        assert!(aligned(&[0x0f, 0xae, 0x03])); // fxsave
+        assert!(!aligned(&[0x0f, 0x10, 0x03])); // movups
+        assert!(!aligned(&[0x0f, 0xfe, 0x03])); // paddd mm
+        assert!(!aligned(&[0xf3, 0x0f, 0x58, 0x03])); // addss
+        assert!(!aligned(&[0xdd, 0x03])); // fld qword
+    }
+
+    #[test]
+    fn no_host_address_is_stored() {
+        let mut area = [0xee; FXSAVE_BYTES];
+        hide_the_host(&decode(&[0x0f, 0xae, 0x03]), &mut area);
+        assert!(area[8..24].iter().all(|&byte| byte == 0));
+        assert_eq!((area[7], area[24]), (0xee, 0xee));
+        let mut environment = [0xee; 28];
+        hide_the_host(&decode(&[0xd9, 0x33]), &mut environment);
+        assert!(environment[12..26].iter().all(|&byte| byte == 0) && environment[11] == 0xee);
+        let mut short = [0xee; 14];
+        hide_the_host(&decode(&[0x66, 0xd9, 0x33]), &mut short);
+        assert!(short[6..14].iter().all(|&byte| byte == 0) && short[5] == 0xee);
+    }
+}

@@ -1,0 +1,255 @@
+//! From an eip to host code: looked up, or translated now.
+
+use super::code_store::PageKey;
+use super::fetches::CodeId;
+use super::Vcpu;
+use crate::address::{GuestPhys, GuestVirt, PAGE_SIZE};
+use crate::cpu::SegmentRegister;
+use crate::environment::{Access, Environment, PageFault};
+use crate::execute::code_cache::CacheFull;
+use crate::execute::windows::Slot;
+use crate::exit::{Exception, Exit};
+use crate::translate::{Assumptions, NeedsMore, Request, decoder, translate};
+use iced_x86::{DecoderError, Instruction};
+
+/// The longest instruction (SDM volume 2, section "Instruction Format").
+const LONGEST: usize = 15;
+
+/// Where the code at an eip is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// Cache offset.
+    pub(super) at: u32,
+    /// Other code of its world may go there by itself from now on.
+    pub(super) linkable: bool,
+}
+
+impl Vcpu {
+    /// The host code for the current eip.
+    pub(super) fn dispatch(&mut self, env: &mut dyn Environment) -> Result<Target, Exit> {
+        let (eip, assumptions) = (self.cpu.eip(), self.assumptions);
+        let keeper = self.spaces.keeper(assumptions.user, eip);
+        if let Some(at) = keeper.and_then(|slot| self.find(slot, eip, assumptions)) {
+            return Ok(Target { at, linkable: true });
+        }
+        self.translate_here(env, keeper)
+    }
+
+    /// Looks the code at `eip` up.
+    fn find(&self, slot: Slot, eip: u32, assumptions: Assumptions) -> Option<u32> {
+        let id = self.spaces.world(slot)?.fetches.code(eip / PAGE_SIZE, assumptions)?;
+        self.code.at(id, eip)
+    }
+
+    #[cold]
+    fn translate_here(
+        &mut self,
+        env: &mut dyn Environment,
+        keeper: Option<Slot>,
+    ) -> Result<Target, Exit> {
+        let (eip, assumptions) = (self.cpu.eip(), self.assumptions);
+        if !assumptions.flat {
+            self.check_code_segment(env)?;
+        }
+        let page = eip / PAGE_SIZE;
+        let frame = self.fetch(env, eip)?;
+        let key = PageKey { page, frame, assumptions };
+        let near_end = (PAGE_SIZE - eip % PAGE_SIZE) as usize <= LONGEST;
+        if near_end && let Some(at) = self.known_straddler(env, key)? {
+            return Ok(Target { at, linkable: false });
+        }
+        loop {
+            let id = self.code.page(key);
+            if let Some(world) = keeper.and_then(|slot| self.spaces.world_mut(slot)) {
+                world.fetches.set_code(page, assumptions, id);
+            }
+            if let Some(at) = self.code.at(id, eip) {
+                return Ok(Target { at, linkable: keeper.is_some() });
+            }
+            match self.translate_unit(id, key) {
+                Ok(Ok(())) => {}
+                Ok(Err(CacheFull)) => self.empty_cache(),
+                Err(NeedsMore) => {
+                    let at = self.translate_straddler(env, key)?;
+                    return Ok(Target { at, linkable: false });
+                }
+            }
+        }
+    }
+
+    /// Translates the unit at eip, as part of page `id`.
+    fn translate_unit(
+        &mut self,
+        id: CodeId,
+        key: PageKey,
+    ) -> Result<Result<(), CacheFull>, NeedsMore> {
+        let eip = self.cpu.eip();
+        let at = GuestPhys(key.frame * PAGE_SIZE + eip % PAGE_SIZE);
+        self.watch_frame(key.frame);
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.resize((PAGE_SIZE - at.offset()) as usize, 0);
+        let _ = self.memory.read(at, &mut bytes);
+        let (hot, cold) = self.code.cache.cursors();
+        let unit = translate(&Request {
+            eip,
+            bytes: self.within_code_limit(&bytes),
+            straddles: false,
+            assumptions: key.assumptions,
+            hot,
+            cold,
+            known: &|eip| self.code.at(id, eip),
+            learned: &self.routes.of_frame(key.frame),
+            watch: self.watch,
+        });
+        self.bytes = bytes;
+        let unit = unit?;
+        if self.code.place(id, &unit).is_err() {
+            return Ok(Err(CacheFull));
+        }
+        self.memory.mark_code(at, unit.guest_len);
+        self.statistics.units += 1;
+        self.statistics.instructions += unit.points.iter().filter(|point| point.len > 0).count() as u64;
+        Ok(Ok(()))
+    }
+
+    /// The straddler at eip, if it is translated and both frames are what they were.
+    fn known_straddler(&mut self, env: &mut dyn Environment, key: PageKey) -> Result<Option<u32>, Exit> {
+        let eip = self.cpu.eip();
+        if !self.code.has_straddler(eip, key) {
+            return Ok(None);
+        }
+        let last_frame = self.fetch(env, next_page(eip))?;
+        Ok(self.code.straddler(eip, key, last_frame))
+    }
+
+    /// Translates the instruction at eip, which runs over the end of its page.
+    fn translate_straddler(&mut self, env: &mut dyn Environment, key: PageKey) -> Result<u32, Exit> {
+        let eip = self.cpu.eip();
+        let last_frame = self.fetch(env, next_page(eip))?;
+        loop {
+            self.watch_frame(key.frame);
+            self.watch_frame(last_frame);
+            let (bytes, first) = self.straddling_bytes(key.frame, last_frame);
+            let (hot, cold) = self.code.cache.cursors();
+            let unit = translate(&Request {
+                eip,
+                bytes: self.within_code_limit(&bytes),
+                straddles: true,
+                assumptions: key.assumptions,
+                hot,
+                cold,
+                known: &|_| None,
+                learned: &self.routes.of_frame(key.frame),
+                watch: self.watch,
+            });
+            // Fifteen bytes are enough for any instruction; only a code segment's limit can cut it.
+            let unit = unit.map_err(|NeedsMore| Exit::Exception(Exception::protection(0)))?;
+            if let Ok(at) = self.code.place_straddler(eip, key, last_frame, &unit) {
+                let rest = unit.guest_len.saturating_sub(first);
+                self.memory.mark_code(GuestPhys(key.frame * PAGE_SIZE + eip % PAGE_SIZE), first);
+                self.memory.mark_code(GuestPhys(last_frame * PAGE_SIZE), rest);
+                self.statistics.units += 1;
+                self.statistics.instructions += 1;
+                return Ok(at);
+            }
+            self.empty_cache();
+        }
+    }
+
+    /// The bytes at eip from two frames, and how many of them lie in the first.
+    fn straddling_bytes(&self, first: u32, last: u32) -> ([u8; LONGEST], u32) {
+        let offset = self.cpu.eip() % PAGE_SIZE;
+        let mut bytes = [0; LONGEST];
+        let split = ((PAGE_SIZE - offset) as usize).min(LONGEST);
+        let (head, tail) = bytes.split_at_mut(split);
+        let _ = self.memory.read(GuestPhys(first * PAGE_SIZE + offset), head);
+        let _ = self.memory.read(GuestPhys(last * PAGE_SIZE), tail);
+        (bytes, split as u32)
+    }
+
+    /// The instruction at eip, for Rust to look at. What can't be decoded is as
+    /// [`Instruction::is_invalid`] says.
+    pub(super) fn instruction(&mut self, env: &mut dyn Environment) -> Result<Instruction, Exit> {
+        let eip = self.cpu.eip();
+        let frame = self.fetch(env, eip)?;
+        let room = ((PAGE_SIZE - eip % PAGE_SIZE) as usize).min(LONGEST);
+        let mut bytes = [0; LONGEST];
+        let _ = self.memory.read(GuestPhys(frame * PAGE_SIZE + eip % PAGE_SIZE), &mut bytes[..room]);
+        let mut decoder_here = decoder(&bytes[..room], eip);
+        let instruction = decoder_here.decode();
+        if decoder_here.last_error() != DecoderError::NoMoreBytes || room == LONGEST {
+            return Ok(instruction);
+        }
+        let last_frame = self.fetch(env, next_page(eip))?;
+        let (bytes, _) = self.straddling_bytes(frame, last_frame);
+        Ok(decoder(&bytes, eip).decode())
+    }
+
+    /// The frame that code at `eip` is fetched from.
+    pub(super) fn fetch(&mut self, env: &mut dyn Environment, eip: u32) -> Result<u32, Exit> {
+        let (user, page) = (self.assumptions.user, eip / PAGE_SIZE);
+        let keeper = self.spaces.keeper(user, eip);
+        if let Some(slot) = keeper {
+            let known = self.spaces.world(slot).and_then(|world| world.fetches.frame(page));
+            if let Some(frame) = known {
+                return Ok(frame);
+            }
+        }
+        let record = keeper.map(|slot| self.spaces.windows.get(slot, page));
+        let frame = match record.filter(|record| record.is_known()) {
+            Some(record) => record.frame(),
+            None => {
+                let at = GuestVirt(eip);
+                let mapping = env.translate(at, Access::Fetch, user).map_err(page_fault)?;
+                let frame = mapping.phys.page_number() + (page - mapping.virt.page_number());
+                if !self.memory.contains(GuestPhys(frame.wrapping_mul(PAGE_SIZE)), PAGE_SIZE) {
+                    return Err(page_fault(PageFault { address: at, error: u32::from(user) << 2 }));
+                }
+                if let Some(slot) = keeper {
+                    self.spaces.windows.record(slot, page, &mapping);
+                }
+                frame
+            }
+        };
+        if let Some(world) = keeper.and_then(|slot| self.spaces.world_mut(slot)) {
+            world.fetches.insert(page, frame);
+        }
+        Ok(frame)
+    }
+
+    /// Sees to it that stores into `frame` are noticed, before code in it is read.
+    fn watch_frame(&mut self, frame: u32) {
+        if !self.spaces.windows.is_code(frame) {
+            self.spaces.windows.protect_frame(frame);
+            self.code.set_version(frame, self.memory.code_version(frame));
+        }
+    }
+
+    /// Code segments that translated code can't follow are left to the embedder; a limit raises #GP.
+    fn check_code_segment(&mut self, env: &mut dyn Environment) -> Result<(), Exit> {
+        let segment = self.cpu.segment(SegmentRegister::Cs);
+        if self.cpu.eip() > segment.limit {
+            return Err(Exit::Exception(Exception::protection(0)));
+        }
+        if segment.base == 0 && segment.is_32bit() {
+            return Ok(());
+        }
+        Err(Exit::Unsupported(self.instruction(env)?))
+    }
+
+    /// As much of the code at eip as the code segment reaches.
+    fn within_code_limit<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
+        let limit = self.cpu.segment(SegmentRegister::Cs).limit;
+        let room = u64::from(limit.wrapping_sub(self.cpu.eip())) + 1;
+        &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))]
+    }
+}
+
+/// The first address behind the page of `eip`.
+fn next_page(eip: u32) -> u32 {
+    (eip | (PAGE_SIZE - 1)).wrapping_add(1)
+}
+
+fn page_fault(fault: PageFault) -> Exit {
+    Exit::Exception(fault.into())
+}

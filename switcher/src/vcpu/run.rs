@@ -1,0 +1,154 @@
+//! The loop: find code, run it, see why it came back.
+
+use super::Vcpu;
+use super::dispatch::Target;
+use super::guest_bus::GuestBus;
+use crate::emulate::{Outcome, emulate};
+use crate::environment::Environment;
+use crate::execute::{crossing, guest_code};
+use crate::exit::{Exception, Exit};
+use crate::frame::Reason;
+
+/// The debug exception, raised behind each instruction while TF is set.
+const DEBUG: Exception = Exception::plain(1);
+
+/// Where to go on, instead of at the code for eip.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Resume {
+    /// At the code for eip, wherever that is.
+    Eip,
+    /// At this cache offset: eip is right, but the code there relies on what was done before.
+    At(u32),
+    /// At the code for eip; and a jump, whose displacement is at this cache offset, may go there by
+    /// itself from now on, if no code is dropped meanwhile.
+    Link { site: u32, drops: u64 },
+    /// At the code for eip; and the jump table of this world may tell it from now on.
+    Table,
+}
+
+impl Vcpu {
+    /// Runs guest code until something happens that the embedder must decide.
+    pub fn run(&mut self, env: &mut dyn Environment) -> Exit {
+        self.fpu.claim();
+        self.enter_world();
+        let mut resume = Resume::Eip;
+        loop {
+            if self.memory.code_writes() != self.seen_writes {
+                resume = self.drop_written_code(resume);
+            }
+            match self.advance(env, resume) {
+                Ok(next) => resume = next,
+                Err(exit) => return exit,
+            }
+        }
+    }
+
+    /// Runs translated code once, and deals with what it leaves for.
+    fn advance(&mut self, env: &mut dyn Environment, resume: Resume) -> Result<Resume, Exit> {
+        let at = match resume {
+            Resume::At(at) => at,
+            _ => {
+                let target = self.dispatch(env)?;
+                self.link(resume, target);
+                target.at
+            }
+        };
+        let frame = &mut self.cpu.frame;
+        let reason =
+            guest_code::run(frame, &mut self.code.cache, &self.code.map, &self.kick, at);
+        let (eip, detail) = (frame.eip, frame.detail);
+        match reason {
+            Reason::Interrupt => Err(Exit::SoftwareInterrupt(detail as u8)),
+            Reason::Sensitive => self.emulate_here(env),
+            Reason::Fault => self.host_fault(env),
+            Reason::Bounce => self.bounce_in(env),
+            Reason::BounceDone => self.bounce_out(env),
+            Reason::Kicked if self.kick.take() => Err(Exit::Kicked),
+            Reason::Kicked => Ok(Resume::Eip),
+            Reason::Exception => Err(Exit::Exception(decided_exception(detail))),
+            _ if self.assumptions.step => Err(Exit::Exception(DEBUG)),
+            Reason::Watched => Err(Exit::Watched),
+            Reason::Stop => Ok(Resume::Eip),
+            Reason::Indirect => Ok(Resume::Table),
+            Reason::Chain if detail == 0 || self.spaces.keeper(self.assumptions.user, eip).is_none() => {
+                Ok(Resume::Eip)
+            }
+            Reason::Chain => Ok(Resume::Link { site: detail, drops: self.code.drops() }),
+        }
+    }
+
+    /// Lets code that has just asked for `target` find it by itself next time.
+    fn link(&mut self, resume: Resume, target: Target) {
+        if !target.linkable {
+            return;
+        }
+        match resume {
+            Resume::Link { site, drops } if drops == self.code.drops() => {
+                self.code.cache.patch(site, target.at);
+            }
+            Resume::Table if self.assumptions.flat && !self.assumptions.step => {
+                let (eip, user) = (self.cpu.eip(), self.assumptions.user);
+                let keeper = self.spaces.keeper(user, eip);
+                if let Some(world) = keeper.and_then(|slot| self.spaces.world_mut(slot)) {
+                    world.jumps.set(eip, target.at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes the frame that of the world that the processor's state asks for, if it isn't.
+    pub(super) fn enter_world(&mut self) {
+        let (assumptions, frame) = (self.cpu.assumptions(), &raw const *self.cpu.frame);
+        if !self.world_changed && assumptions == self.assumptions && frame == self.frame {
+            return;
+        }
+        (self.world_changed, self.assumptions, self.frame) = (false, assumptions, frame);
+        let slot = self.spaces.running(assumptions.user);
+        let by_address_alone = assumptions.flat && !assumptions.step;
+        let frame = &mut self.cpu.frame;
+        frame.window = self.spaces.windows.base(slot);
+        frame.table = self.spaces.jumps(slot, by_address_alone);
+        frame.code = self.code.cache.base();
+        frame.exit = crossing::leave_address();
+        let (kernel, user) = (self.spaces.kernel(), self.spaces.current());
+        let (low, high) = frame.pick.split_at_mut((self.spaces.kernel_start() >> 24) as usize);
+        low.fill(self.spaces.windows.base(user));
+        high.fill(self.spaces.windows.base(kernel));
+        self.cpu.refresh_slots();
+    }
+
+    /// Carries out the instruction at eip in Rust.
+    fn emulate_here(&mut self, env: &mut dyn Environment) -> Result<Resume, Exit> {
+        let instruction = self.instruction(env)?;
+        let user = self.assumptions.user;
+        let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+        let outcome = emulate(&mut self.cpu, &mut bus, &instruction).map_err(Exit::Exception)?;
+        match outcome {
+            Outcome::Privileged => return Err(Exit::Privileged(instruction)),
+            Outcome::Unsupported => return Err(Exit::Unsupported(instruction)),
+            Outcome::Done | Outcome::Again => {}
+        }
+        self.statistics.emulated += 1;
+        self.after_instruction()
+    }
+
+    /// What follows an instruction that Rust has carried out.
+    pub(super) fn after_instruction(&mut self) -> Result<Resume, Exit> {
+        if self.assumptions.step {
+            return Err(Exit::Exception(DEBUG));
+        }
+        self.enter_world();
+        Ok(Resume::Eip)
+    }
+}
+
+/// An exception that the translator decided on, as [`Reason::Exception`] describes it.
+fn decided_exception(detail: u32) -> Exception {
+    let vector = detail as u8;
+    if detail & 1 << 8 != 0 {
+        Exception::with_error(vector, detail >> 16)
+    } else {
+        Exception::plain(vector)
+    }
+}
