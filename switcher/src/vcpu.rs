@@ -35,7 +35,7 @@ use crate::frame::Frame;
 use crate::memory::GuestMemory;
 use crate::translate::Assumptions;
 use bounce::Bounce;
-use code_store::{CodeStore, Dropped};
+use code_store::{CodeSegment, CodeStore, Dropped};
 use faults::Fault;
 use guest_bus::GuestBus;
 use iced_x86::Instruction;
@@ -117,6 +117,7 @@ pub struct Vcpu {
     routes: Routes,
     /// The world that the frame is set up for: see `enter_world`.
     assumptions: Assumptions,
+    segment: CodeSegment,
     frame: *const Frame,
     world_changed: bool,
     /// The operand in the bounce buffer.
@@ -198,6 +199,7 @@ impl Vcpu {
             spaces: parts.spaces,
             code: parts.code,
             routes: parts.routes,
+            segment: CodeSegment::FLAT,
             frame: std::ptr::null(),
             world_changed: true,
             bounce: None,

@@ -14,9 +14,7 @@ use crate::emulate::{Bus, bit_offset, linear_address};
 use crate::environment::Environment;
 use crate::exit::{Exception, Exit};
 use crate::frame::BOUNCE_BYTES;
-use iced_x86::{
-    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess,
-};
+use iced_x86::{Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess};
 
 /// Bytes of an `fxsave` area that belong to 32-bit code: the rest would show xmm8 to xmm15 (SDM
 /// volume 1, section "FXSAVE Area").
@@ -97,10 +95,10 @@ impl Vcpu {
         let slot = self.spaces.shower(self.assumptions.user, address.0);
         let record = self.spaces.windows.get(slot, address.page_number());
         let into_code = record.is_known() && self.spaces.windows.is_code(record.frame());
-        let eip = self.cpu.eip();
-        let frame = self.fetch(env, eip)?;
-        if self.routes.stored(frame, eip, into_code) {
-            self.drop_page(eip / PAGE_SIZE, frame);
+        let linear = self.linear_eip();
+        let frame = self.fetch(env, linear)?;
+        if self.routes.stored(frame, self.cpu.eip(), into_code) {
+            self.drop_page(linear / PAGE_SIZE, frame);
         }
         Ok(())
     }
@@ -166,7 +164,10 @@ mod tests {
         let mov_load = decode(&[0x8b, 0x03]);
         let add_store = decode(&[0x01, 0x03]);
         let compare = decode(&[0x39, 0x03]);
-        assert_eq!([mov_store, mov_load, add_store, compare].map(|i| writes_memory(&i)), [true, false, true, false]);
+        assert_eq!(
+            [mov_store, mov_load, add_store, compare].map(|i| writes_memory(&i)),
+            [true, false, true, false]
+        );
     }
 
     #[test]

@@ -29,6 +29,19 @@ pub(super) struct PageKey {
     /// Number of the frame.
     pub(super) frame: u32,
     pub(super) assumptions: Assumptions,
+    pub(super) segment: CodeSegment,
+}
+
+/// What of the code segment goes into the code: eip counts from its base, up to its limit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct CodeSegment {
+    pub(super) base: u32,
+    pub(super) limit: u32,
+}
+
+impl CodeSegment {
+    /// All 4 GiB.
+    pub(super) const FLAT: Self = Self { base: 0, limit: u32::MAX };
 }
 
 /// The translated code of one page.
@@ -86,10 +99,17 @@ impl CodeStore {
         })
     }
 
-    /// Cache offset of the instruction at `eip`, if it has been translated in page `id`.
-    pub(super) fn at(&self, id: CodeId, eip: u32) -> Option<u32> {
+    /// Cache offset of the instruction at linear address `linear`, if it has been translated in
+    /// page `id`.
+    pub(super) fn at(&self, id: CodeId, linear: u32) -> Option<u32> {
         let page = self.pages.get(id.0 as usize)?.as_ref()?;
-        Some(page.at[eip as usize % OFFSETS]).filter(|&at| at != 0)
+        Some(page.at[linear as usize % OFFSETS]).filter(|&at| at != 0)
+    }
+
+    /// Whether page `id` was translated for `segment`.
+    pub(super) fn is_for(&self, id: CodeId, segment: CodeSegment) -> bool {
+        let page = self.pages.get(id.0 as usize).and_then(Option::as_ref);
+        page.is_some_and(|page| page.key.segment == segment)
     }
 
     /// The page of code for `key`, new if need be.
@@ -119,7 +139,8 @@ impl CodeStore {
         self.map.append(&unit.points, id.0);
         if let Some(page) = self.pages.get_mut(id.0 as usize).and_then(Option::as_mut) {
             for point in unit.points.iter().filter(|point| point.entry) {
-                page.at[point.eip as usize % OFFSETS] = point.host;
+                let linear = point.eip.wrapping_add(page.key.segment.base);
+                page.at[linear as usize % OFFSETS] = point.host;
             }
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! From an eip to host code: looked up, or translated now.
 
+use super::Vcpu;
 use super::code_store::PageKey;
 use super::fetches::CodeId;
-use super::Vcpu;
 use crate::address::{GuestPhys, GuestVirt, PAGE_SIZE};
 use crate::cpu::SegmentRegister;
 use crate::environment::{Access, Environment, PageFault};
@@ -27,18 +27,27 @@ pub(super) struct Target {
 impl Vcpu {
     /// The host code for the current eip.
     pub(super) fn dispatch(&mut self, env: &mut dyn Environment) -> Result<Target, Exit> {
-        let (eip, assumptions) = (self.cpu.eip(), self.assumptions);
-        let keeper = self.spaces.keeper(assumptions.user, eip);
-        if let Some(at) = keeper.and_then(|slot| self.find(slot, eip, assumptions)) {
+        let (linear, assumptions) = (self.linear_eip(), self.assumptions);
+        let keeper = self.spaces.keeper(assumptions.user, linear);
+        if let Some(at) = keeper.and_then(|slot| self.find(slot, linear)) {
             return Ok(Target { at, linkable: true });
         }
         self.translate_here(env, keeper)
     }
 
-    /// Looks the code at `eip` up.
-    fn find(&self, slot: Slot, eip: u32, assumptions: Assumptions) -> Option<u32> {
-        let id = self.spaces.world(slot)?.fetches.code(eip / PAGE_SIZE, assumptions)?;
-        self.code.at(id, eip)
+    /// The linear address of the instruction at eip.
+    pub(super) fn linear_eip(&self) -> u32 {
+        self.cpu.eip().wrapping_add(self.segment.base)
+    }
+
+    /// Looks the code at `linear` up.
+    fn find(&self, slot: Slot, linear: u32) -> Option<u32> {
+        let assumptions = self.assumptions;
+        let id = self.spaces.world(slot)?.fetches.code(linear / PAGE_SIZE, assumptions)?;
+        if !assumptions.flat && !self.code.is_for(id, self.segment) {
+            return None;
+        }
+        self.code.at(id, linear)
     }
 
     #[cold]
@@ -47,14 +56,14 @@ impl Vcpu {
         env: &mut dyn Environment,
         keeper: Option<Slot>,
     ) -> Result<Target, Exit> {
-        let (eip, assumptions) = (self.cpu.eip(), self.assumptions);
-        if !assumptions.flat {
+        if !self.assumptions.flat {
             self.check_code_segment(env)?;
         }
-        let page = eip / PAGE_SIZE;
-        let frame = self.fetch(env, eip)?;
-        let key = PageKey { page, frame, assumptions };
-        let near_end = (PAGE_SIZE - eip % PAGE_SIZE) as usize <= LONGEST;
+        let linear = self.linear_eip();
+        let (page, assumptions, segment) = (linear / PAGE_SIZE, self.assumptions, self.segment);
+        let frame = self.fetch(env, linear)?;
+        let key = PageKey { page, frame, assumptions, segment };
+        let near_end = (PAGE_SIZE - linear % PAGE_SIZE) as usize <= LONGEST;
         if near_end && let Some(at) = self.known_straddler(env, key)? {
             return Ok(Target { at, linkable: false });
         }
@@ -63,7 +72,7 @@ impl Vcpu {
             if let Some(world) = keeper.and_then(|slot| self.spaces.world_mut(slot)) {
                 world.fetches.set_code(page, assumptions, id);
             }
-            if let Some(at) = self.code.at(id, eip) {
+            if let Some(at) = self.code.at(id, linear) {
                 return Ok(Target { at, linkable: keeper.is_some() });
             }
             match self.translate_unit(id, key) {
@@ -83,8 +92,8 @@ impl Vcpu {
         id: CodeId,
         key: PageKey,
     ) -> Result<Result<(), CacheFull>, NeedsMore> {
-        let eip = self.cpu.eip();
-        let at = GuestPhys(key.frame * PAGE_SIZE + eip % PAGE_SIZE);
+        let (eip, linear) = (self.cpu.eip(), self.linear_eip());
+        let at = GuestPhys(key.frame * PAGE_SIZE + linear % PAGE_SIZE);
         self.watch_frame(key.frame);
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.resize((PAGE_SIZE - at.offset()) as usize, 0);
@@ -97,7 +106,7 @@ impl Vcpu {
             assumptions: key.assumptions,
             hot,
             cold,
-            known: &|eip| self.code.at(id, eip),
+            known: &|eip| self.code.at(id, eip.wrapping_add(key.segment.base)),
             learned: &self.routes.of_frame(key.frame),
             watch: self.watch,
         });
@@ -108,24 +117,33 @@ impl Vcpu {
         }
         self.memory.mark_code(at, unit.guest_len);
         self.statistics.units += 1;
-        self.statistics.instructions += unit.points.iter().filter(|point| point.len > 0).count() as u64;
+        self.statistics.instructions +=
+            unit.points.iter().filter(|point| point.len > 0).count() as u64;
         Ok(Ok(()))
     }
 
     /// The straddler at eip, if it is translated and both frames are what they were.
-    fn known_straddler(&mut self, env: &mut dyn Environment, key: PageKey) -> Result<Option<u32>, Exit> {
+    fn known_straddler(
+        &mut self,
+        env: &mut dyn Environment,
+        key: PageKey,
+    ) -> Result<Option<u32>, Exit> {
         let eip = self.cpu.eip();
         if !self.code.has_straddler(eip, key) {
             return Ok(None);
         }
-        let last_frame = self.fetch(env, next_page(eip))?;
+        let last_frame = self.fetch(env, next_page(self.linear_eip()))?;
         Ok(self.code.straddler(eip, key, last_frame))
     }
 
     /// Translates the instruction at eip, which runs over the end of its page.
-    fn translate_straddler(&mut self, env: &mut dyn Environment, key: PageKey) -> Result<u32, Exit> {
-        let eip = self.cpu.eip();
-        let last_frame = self.fetch(env, next_page(eip))?;
+    fn translate_straddler(
+        &mut self,
+        env: &mut dyn Environment,
+        key: PageKey,
+    ) -> Result<u32, Exit> {
+        let (eip, linear) = (self.cpu.eip(), self.linear_eip());
+        let last_frame = self.fetch(env, next_page(linear))?;
         loop {
             self.watch_frame(key.frame);
             self.watch_frame(last_frame);
@@ -146,7 +164,7 @@ impl Vcpu {
             let unit = unit.map_err(|NeedsMore| Exit::Exception(Exception::protection(0)))?;
             if let Ok(at) = self.code.place_straddler(eip, key, last_frame, &unit) {
                 let rest = unit.guest_len.saturating_sub(first);
-                self.memory.mark_code(GuestPhys(key.frame * PAGE_SIZE + eip % PAGE_SIZE), first);
+                self.memory.mark_code(GuestPhys(key.frame * PAGE_SIZE + linear % PAGE_SIZE), first);
                 self.memory.mark_code(GuestPhys(last_frame * PAGE_SIZE), rest);
                 self.statistics.units += 1;
                 self.statistics.instructions += 1;
@@ -158,7 +176,7 @@ impl Vcpu {
 
     /// The bytes at eip from two frames, and how many of them lie in the first.
     fn straddling_bytes(&self, first: u32, last: u32) -> ([u8; LONGEST], u32) {
-        let offset = self.cpu.eip() % PAGE_SIZE;
+        let offset = self.linear_eip() % PAGE_SIZE;
         let mut bytes = [0; LONGEST];
         let split = ((PAGE_SIZE - offset) as usize).min(LONGEST);
         let (head, tail) = bytes.split_at_mut(split);
@@ -170,25 +188,26 @@ impl Vcpu {
     /// The instruction at eip, for Rust to look at. What can't be decoded is as
     /// [`Instruction::is_invalid`] says.
     pub(super) fn instruction(&mut self, env: &mut dyn Environment) -> Result<Instruction, Exit> {
-        let eip = self.cpu.eip();
-        let frame = self.fetch(env, eip)?;
-        let room = ((PAGE_SIZE - eip % PAGE_SIZE) as usize).min(LONGEST);
+        let (eip, linear) = (self.cpu.eip(), self.linear_eip());
+        let frame = self.fetch(env, linear)?;
+        let room = ((PAGE_SIZE - linear % PAGE_SIZE) as usize).min(LONGEST);
         let mut bytes = [0; LONGEST];
-        let _ = self.memory.read(GuestPhys(frame * PAGE_SIZE + eip % PAGE_SIZE), &mut bytes[..room]);
+        let at = GuestPhys(frame * PAGE_SIZE + linear % PAGE_SIZE);
+        let _ = self.memory.read(at, &mut bytes[..room]);
         let mut decoder_here = decoder(&bytes[..room], eip);
         let instruction = decoder_here.decode();
         if decoder_here.last_error() != DecoderError::NoMoreBytes || room == LONGEST {
             return Ok(instruction);
         }
-        let last_frame = self.fetch(env, next_page(eip))?;
+        let last_frame = self.fetch(env, next_page(linear))?;
         let (bytes, _) = self.straddling_bytes(frame, last_frame);
         Ok(decoder(&bytes, eip).decode())
     }
 
-    /// The frame that code at `eip` is fetched from.
-    pub(super) fn fetch(&mut self, env: &mut dyn Environment, eip: u32) -> Result<u32, Exit> {
-        let (user, page) = (self.assumptions.user, eip / PAGE_SIZE);
-        let keeper = self.spaces.keeper(user, eip);
+    /// The frame that code at `linear` is fetched from.
+    pub(super) fn fetch(&mut self, env: &mut dyn Environment, linear: u32) -> Result<u32, Exit> {
+        let (user, page) = (self.assumptions.user, linear / PAGE_SIZE);
+        let keeper = self.spaces.keeper(user, linear);
         if let Some(slot) = keeper {
             let known = self.spaces.world(slot).and_then(|world| world.fetches.frame(page));
             if let Some(frame) = known {
@@ -199,7 +218,7 @@ impl Vcpu {
         let frame = match record.filter(|record| record.is_known()) {
             Some(record) => record.frame(),
             None => {
-                let at = GuestVirt(eip);
+                let at = GuestVirt(linear);
                 let mapping = env.translate(at, Access::Fetch, user).map_err(page_fault)?;
                 let frame = mapping.phys.page_number() + (page - mapping.virt.page_number());
                 if !self.memory.contains(GuestPhys(frame.wrapping_mul(PAGE_SIZE)), PAGE_SIZE) {
@@ -225,13 +244,12 @@ impl Vcpu {
         }
     }
 
-    /// Code segments that translated code can't follow are left to the embedder; a limit raises #GP.
+    /// 16-bit code is left to the embedder; a limit raises #GP.
     fn check_code_segment(&mut self, env: &mut dyn Environment) -> Result<(), Exit> {
-        let segment = self.cpu.segment(SegmentRegister::Cs);
-        if self.cpu.eip() > segment.limit {
+        if self.cpu.eip() > self.segment.limit {
             return Err(Exit::Exception(Exception::protection(0)));
         }
-        if segment.base == 0 && segment.is_32bit() {
+        if self.cpu.segment(SegmentRegister::Cs).is_32bit() {
             return Ok(());
         }
         Err(Exit::Unsupported(self.instruction(env)?))
@@ -239,15 +257,14 @@ impl Vcpu {
 
     /// As much of the code at eip as the code segment reaches.
     fn within_code_limit<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
-        let limit = self.cpu.segment(SegmentRegister::Cs).limit;
-        let room = u64::from(limit.wrapping_sub(self.cpu.eip())) + 1;
+        let room = u64::from(self.segment.limit.wrapping_sub(self.cpu.eip())) + 1;
         &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))]
     }
 }
 
-/// The first address behind the page of `eip`.
-fn next_page(eip: u32) -> u32 {
-    (eip | (PAGE_SIZE - 1)).wrapping_add(1)
+/// The first address behind the page of `linear`.
+fn next_page(linear: u32) -> u32 {
+    (linear | (PAGE_SIZE - 1)).wrapping_add(1)
 }
 
 fn page_fault(fault: PageFault) -> Exit {

@@ -164,9 +164,9 @@ impl Vcpu {
     /// the store itself lies in that frame: translating it again would protect the frame again.
     fn store_into_code(&mut self, env: &mut dyn Environment, frame: u32) -> Result<Resume, Exit> {
         let instruction = self.instruction(env)?;
-        let eip = self.cpu.eip();
-        let own = self.fetch(env, eip)?;
-        let last = self.fetch(env, eip.wrapping_add(instruction.len() as u32 - 1))?;
+        let linear = self.linear_eip();
+        let own = self.fetch(env, linear)?;
+        let last = self.fetch(env, linear.wrapping_add(instruction.len() as u32 - 1))?;
         let often = self.routes.is_written_often(frame, Instant::now());
         if own == frame || last == frame || often && !instruction.is_string_instruction() {
             self.learn(own, Route::Bounced, true);
@@ -198,7 +198,7 @@ impl Vcpu {
 
     /// From now on the instruction at eip is reached by `route`.
     fn reroute(&mut self, env: &mut dyn Environment, route: Route) -> Result<Resume, Exit> {
-        let frame = self.fetch(env, self.cpu.eip())?;
+        let frame = self.fetch(env, self.linear_eip())?;
         if self.learn(frame, route, false) {
             return Ok(Resume::Eip);
         }
@@ -208,9 +208,8 @@ impl Vcpu {
 
     /// Teaches the instruction at eip, in `frame`, its route. Says whether that is news.
     fn learn(&mut self, frame: u32, route: Route, from_code: bool) -> bool {
-        let eip = self.cpu.eip();
-        let news = self.routes.learn(frame, eip, route, from_code);
-        self.drop_page(eip / PAGE_SIZE, frame);
+        let news = self.routes.learn(frame, self.cpu.eip(), route, from_code);
+        self.drop_page(self.linear_eip() / PAGE_SIZE, frame);
         news
     }
 
@@ -246,4 +245,3 @@ fn register(register: Register) -> Option<SegmentRegister> {
         _ => return None,
     })
 }
-

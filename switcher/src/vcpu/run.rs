@@ -1,8 +1,10 @@
 //! The loop: find code, run it, see why it came back.
 
 use super::Vcpu;
+use super::code_store::CodeSegment;
 use super::dispatch::Target;
 use super::guest_bus::GuestBus;
+use crate::cpu::SegmentRegister;
 use crate::emulate::{Outcome, emulate};
 use crate::environment::Environment;
 use crate::execute::{crossing, guest_code};
@@ -54,9 +56,8 @@ impl Vcpu {
             }
         };
         let frame = &mut self.cpu.frame;
-        let reason =
-            guest_code::run(frame, &mut self.code.cache, &self.code.map, &self.kick, at);
-        let (eip, detail) = (frame.eip, frame.detail);
+        let reason = guest_code::run(frame, &mut self.code.cache, &self.code.map, &self.kick, at);
+        let detail = frame.detail;
         match reason {
             Reason::Interrupt => Err(Exit::SoftwareInterrupt(detail as u8)),
             Reason::Sensitive => self.emulate_here(env),
@@ -70,9 +71,7 @@ impl Vcpu {
             Reason::Watched => Err(Exit::Watched),
             Reason::Stop => Ok(Resume::Eip),
             Reason::Indirect => Ok(Resume::Table),
-            Reason::Chain if detail == 0 || self.spaces.keeper(self.assumptions.user, eip).is_none() => {
-                Ok(Resume::Eip)
-            }
+            Reason::Chain if detail == 0 => Ok(Resume::Eip),
             Reason::Chain => Ok(Resume::Link { site: detail, drops: self.code.drops() }),
         }
     }
@@ -100,10 +99,13 @@ impl Vcpu {
     /// Makes the frame that of the world that the processor's state asks for, if it isn't.
     pub(super) fn enter_world(&mut self) {
         let (assumptions, frame) = (self.cpu.assumptions(), &raw const *self.cpu.frame);
-        if !self.world_changed && assumptions == self.assumptions && frame == self.frame {
+        let same = assumptions == self.assumptions && assumptions.flat && frame == self.frame;
+        if same && !self.world_changed {
             return;
         }
         (self.world_changed, self.assumptions, self.frame) = (false, assumptions, frame);
+        let segment = self.cpu.segment(SegmentRegister::Cs);
+        self.segment = CodeSegment { base: segment.base, limit: segment.limit };
         let slot = self.spaces.running(assumptions.user);
         let by_address_alone = assumptions.flat && !assumptions.step;
         let frame = &mut self.cpu.frame;

@@ -106,11 +106,7 @@ impl Spaces {
     /// The world that keeps the code at `eip`. Kernel code below the kernel's part has none: what
     /// it shows changes with the address space, so it is looked up each time.
     pub(super) fn keeper(&self, user: bool, eip: u32) -> Option<Slot> {
-        if user {
-            Some(self.current)
-        } else {
-            (eip >= self.kernel_start).then_some(self.kernel)
-        }
+        if user { Some(self.current) } else { (eip >= self.kernel_start).then_some(self.kernel) }
     }
 
     /// The world whose window shows `address` to code at the given level.
