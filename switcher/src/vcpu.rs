@@ -124,7 +124,8 @@ pub struct Vcpu {
     bounce: Option<Bounce>,
     /// [`GuestMemory::code_writes`] when it was last looked at.
     seen_writes: u64,
-    last_fault: Fault,
+    /// The last page fault of this run, and how often it was repeated at once.
+    last_fault: Option<Fault>,
     repeats: u32,
     watch: Option<(u32, u32)>,
     statistics: Statistics,
@@ -205,7 +206,7 @@ impl Vcpu {
             bounce: None,
             seen_writes: parts.memory.code_writes().wrapping_sub(1),
             memory: parts.memory,
-            last_fault: Fault::default(),
+            last_fault: None,
             repeats: 0,
             watch: parts.watch,
             statistics: parts.statistics,

@@ -17,7 +17,7 @@ use crate::translate::Route;
 use iced_x86::{OpKind, Register};
 use std::time::Instant;
 
-/// Times the same access may fault in a row before Rust takes it over.
+/// Times the same access may fault in a row, in one run, before Rust takes it over.
 const PATIENCE: u32 = 4;
 
 /// Trap numbers, as the host's kernel reports them: the processor's vectors.
@@ -35,7 +35,7 @@ mod trap {
 const WRITE: u64 = 1 << 1;
 
 /// One access that faulted.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Fault {
     eip: u32,
     address: u32,
@@ -81,8 +81,8 @@ impl Vcpu {
             .find(|&slot| self.spaces.windows.base(slot) == base);
         let Some(hit) = hit else { return self.reroute(env, Route::Bounced) };
         let fault = Fault { eip: self.cpu.eip(), address: at.0, write };
-        self.repeats = if fault == self.last_fault { self.repeats + 1 } else { 0 };
-        self.last_fault = fault;
+        self.repeats = if self.last_fault == Some(fault) { self.repeats + 1 } else { 0 };
+        self.last_fault = Some(fault);
         if self.repeats > PATIENCE {
             return self.reroute(env, Route::Bounced);
         }

@@ -32,6 +32,7 @@ impl Vcpu {
     /// Runs guest code until something happens that the embedder must decide.
     pub fn run(&mut self, env: &mut dyn Environment) -> Exit {
         self.fpu.claim();
+        self.last_fault = None;
         self.enter_world();
         let mut resume = Resume::Eip;
         loop {
