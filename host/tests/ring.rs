@@ -1,0 +1,199 @@
+//! The ring of queued hypercalls: when it is served, how far, and what is left behind.
+
+mod tiny_guest;
+
+use iced_x86::code_asm::*;
+use lguest_abi::address::Phys;
+use lguest_abi::hypercall::{Hypercall, number};
+use lguest_abi::lguest_data::{HCALL_RING_SIZE, offset};
+use lguest_host::{Devices, End, GuestPhys, Kill, Sections};
+use tiny_guest::*;
+
+const HALF_RING: u32 = HCALL_RING_SIZE as u32 / 2;
+
+/// Queues an entry while the guest runs.
+fn enqueue(c: &mut Code, slot: u32, words: [u32; 4]) -> Assembled {
+    for (index, word) in (0..).zip(words) {
+        c.set_field(offset::HCALLS + slot * 16 + index * 4, word)?;
+    }
+    c.mov(byte_ptr(virt(DATA) + offset::HCALL_STATUS + slot), 0)
+}
+
+/// A bind_dma of an array of no buffers: something to count.
+fn bind(key: u32) -> [u32; 4] {
+    Hypercall::BindDma { key: Phys(key), array: Phys(SCRATCH), count: 0, irq: 1 }.encode()
+}
+
+/// The keys of the calls in the ring, as the trace shows that they were carried out.
+fn served(outcome: &Outcome) -> Vec<String> {
+    let queued = outcome.trace.iter().filter(|line| line.ends_with("(queued)"));
+    queued.map(|line| line.replace("hypercall  ", "").replace("  (queued)", "")).collect()
+}
+
+#[test]
+fn init_itself_is_served_before_the_ring() {
+    let guest = TinyGuest::new();
+    guest.queue(0, bind(4));
+    let outcome = guest.kernel(|_| Ok(())).run().powered_off();
+    assert_eq!(served(&outcome).len(), 1);
+    assert_eq!(outcome.status(0), 0xff);
+}
+
+#[test]
+fn the_ring_is_served_in_order_before_the_direct_call() {
+    let outcome = TinyGuest::new()
+        .kernel(|c| {
+            for slot in 0..3 {
+                enqueue(c, slot, bind(4 * slot))?;
+            }
+            c.hypercall(Hypercall::GetWallclock)
+        })
+        .run()
+        .powered_off();
+    let at = |what: &str| outcome.trace.iter().position(|line| line.contains(what));
+    let keys: Vec<_> = served(&outcome);
+    assert_eq!(keys.len(), 3);
+    for (line, key) in keys.iter().zip(["key=0x00000000", "key=0x00000004", "key=0x00000008"]) {
+        assert!(line.contains(key), "{line} has {key}");
+    }
+    assert!(at("key=0x00000008") < at("GET_WALLCLOCK"));
+}
+
+#[test]
+fn results_of_ring_entries_are_dropped() {
+    let outcome = TinyGuest::new()
+        .kernel(|c| {
+            enqueue(c, 0, Hypercall::GetWallclock.encode())?;
+            c.hypercall(Hypercall::FlushAsync)?;
+            c.note(0, eax)
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(0), number::FLUSH_ASYNC);
+}
+
+#[test]
+fn it_stops_at_the_first_entry_that_is_done_and_goes_on_from_there() {
+    let outcome = TinyGuest::new()
+        .kernel(|c| {
+            enqueue(c, 0, bind(0))?;
+            enqueue(c, 2, bind(8))?;
+            c.hypercall(Hypercall::FlushAsync)?;
+            c.mov(al, byte_ptr(virt(DATA) + offset::HCALL_STATUS + 2))?;
+            c.mov(byte_ptr(virt(RESULTS)), al)?;
+            enqueue(c, 1, bind(4))?;
+            c.hypercall(Hypercall::FlushAsync)
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(0), 0, "entry 2 was still pending after the first time");
+    assert_eq!([0, 1, 2].map(|slot| outcome.status(slot)), [0xff; 3]);
+    assert_eq!(served(&outcome).len(), 3);
+}
+
+#[test]
+fn any_status_but_ff_means_pending() {
+    let guest = TinyGuest::new();
+    for (slot, status) in [(0, 1u8), (1, 0xfe), (2, 0x80)] {
+        guest.queue(slot, bind(slot * 4));
+        guest.put(DATA + offset::HCALL_STATUS + slot, &[status]);
+    }
+    let outcome = guest.kernel(|_| Ok(())).run().powered_off();
+    assert_eq!(served(&outcome).len(), 3);
+}
+
+#[test]
+fn a_full_ring_is_served_once_round() {
+    let guest = TinyGuest::new();
+    for slot in 0..2 * HALF_RING {
+        guest.queue(slot, Hypercall::FlushAsync.encode());
+    }
+    let outcome = guest.kernel(|_| Ok(())).run().powered_off();
+    assert_eq!(served(&outcome).len(), HCALL_RING_SIZE);
+}
+
+#[test]
+fn the_cursor_wraps() {
+    let outcome = TinyGuest::new()
+        .kernel(|c| {
+            for round in 0..3 {
+                for slot in 0..HALF_RING {
+                    let slot = (round * HALF_RING + slot) % (2 * HALF_RING);
+                    enqueue(c, slot, Hypercall::FlushAsync.encode())?;
+                }
+                c.hypercall(Hypercall::FlushAsync)?;
+            }
+            Ok(())
+        })
+        .run()
+        .powered_off();
+    assert_eq!(served(&outcome).len(), 3 * HALF_RING as usize);
+}
+
+#[test]
+fn a_trap_serves_the_ring_too() {
+    let outcome = TinyGuest::new()
+        .handler(3, |c| {
+            c.mov(al, byte_ptr(virt(DATA) + offset::HCALL_STATUS))?;
+            c.mov(byte_ptr(virt(RESULTS)), al)?;
+            c.iretd()
+        })
+        .kernel(|c| {
+            enqueue(c, 0, bind(4))?;
+            c.int3()
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(0), 0xff);
+}
+
+#[test]
+fn a_crash_in_the_ring_ends_the_guest() {
+    let guest = TinyGuest::new();
+    guest.put(SCRATCH, b"from the ring\0");
+    guest.queue(0, Hypercall::Crash { message: Phys(SCRATCH) }.encode());
+    guest.queue(1, [99, 0, 0, 0]);
+    let outcome = guest.kernel(|_| Ok(())).run();
+    assert_eq!(outcome.end, End::Crashed("from the ring".to_owned()));
+}
+
+#[test]
+fn a_bad_entry_ends_the_guest() {
+    let guest = TinyGuest::new();
+    guest.queue(0, [17, 0, 0, 0]);
+    guest.kernel(|_| Ok(())).run().killed(Kill::UnknownHypercall { number: 17 });
+}
+
+/// Serves one key, and looks at the status of ring entry 1 while it does.
+struct Nosy {
+    status: Option<u8>,
+}
+
+impl Devices for Nosy {
+    fn send(
+        &mut self,
+        _: GuestPhys,
+        _: &Sections,
+        io: &mut lguest_host::DeviceIo<'_>,
+    ) -> Option<u32> {
+        self.status = io.memory().read_u8(GuestPhys(DATA + offset::HCALL_STATUS + 1)).ok();
+        Some(3)
+    }
+
+    fn poll(&mut self, _: &mut lguest_host::DeviceIo<'_>) -> Option<lguest_host::Stop> {
+        None
+    }
+}
+
+#[test]
+fn the_rest_waits_until_a_dma_has_been_served() {
+    let guest = TinyGuest::new();
+    guest.put_dma(SCRATCH, 0, &[(FREE, 3)]);
+    guest.queue(0, Hypercall::SendDma { key: Phys(4), dma: Phys(SCRATCH) }.encode());
+    guest.queue(1, bind(8));
+    let mut nosy = Nosy { status: None };
+    let outcome = guest.kernel(|_| Ok(())).run_with(&mut nosy).powered_off();
+    assert_eq!(nosy.status, Some(0), "entry 1 was still pending");
+    assert_eq!(outcome.status(1), 0xff);
+    assert_eq!(outcome.guest.word(SCRATCH), 3, "used_len was written");
+}

@@ -1,0 +1,363 @@
+//! Guests of a few instructions each, laid out in memory as the launcher would.
+//!
+//! A test says what the kernel does, maybe what a trap handler and user code do, and looks at what
+//! is left in memory when the guest has ended. Code notes what it sees in the *results*, an
+//! array of words. The page tables are the launcher's own, with three user pages beside the linear map.
+
+#![allow(unreachable_pub, reason = "shared by several test programs, none of which uses all of it")]
+#![allow(dead_code, reason = "shared by several test programs, none of which uses all of it")]
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use lguest_abi::address::{Phys, Virt};
+use lguest_abi::hypercall::{Hypercall, POWER_OFF_MESSAGE, VECTOR};
+use lguest_abi::lguest_data::{HCALL_RING_SIZE, offset};
+use lguest_abi::segments::{
+    FLAT_KERNEL_CODE, FLAT_KERNEL_DATA, FLAT_USER_CODE, FLAT_USER_DATA, KERNEL_DS, USER_CS, USER_DS,
+};
+use lguest_host::{DeviceIo, Devices, End, Event, GuestMemory, GuestPhys, Kill, Machine};
+use lguest_host::{MachineConfig, NoDevices, Sections, Stop};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What the kernel's linear map adds.
+pub const PAGE_OFFSET: u32 = 0xc000_0000;
+/// Bytes of memory. One device page follows.
+pub const MEMORY: u32 = 2 << 20;
+/// The launcher's page directory, and the one linear page table.
+pub const DIRECTORY: u32 = MEMORY - 0x1000;
+pub const LINEAR_TABLE: u32 = MEMORY - 0x2000;
+/// Where things are in physical memory.
+pub const DATA: u32 = 0x2000;
+pub const RESULTS: u32 = 0x3000;
+pub const GDT: u32 = 0x4000;
+pub const MESSAGE: u32 = 0x5000;
+pub const USER_TABLE: u32 = 0x6000;
+/// For a test to use as it likes: a page.
+pub const SCRATCH: u32 = 0x7000;
+/// Top of the stack for traps from user mode, in the second of two pages.
+pub const TRAP_STACK: u32 = 0x9ff0;
+/// Top of the kernel's stack.
+pub const STACK: u32 = 0xbff0;
+pub const CODE: u32 = 0x1_0000;
+/// Each handler has 256 bytes.
+pub const HANDLERS: u32 = 0x2_0000;
+/// First of the three frames that user code has: code, data, stack.
+pub const USER_FRAMES: u32 = 0x3_0000;
+/// Frames that nothing uses.
+pub const FREE: u32 = 0x4_0000;
+/// User code's addresses.
+pub const USER_CODE: u32 = 0x0800_0000;
+pub const USER_DATA: u32 = USER_CODE + 0x1000;
+pub const USER_STACK: u32 = USER_CODE + 0x2ff0;
+pub const GUEST_ID: u16 = 7;
+/// Longest time a guest may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub type Assembled = Result<(), IcedError>;
+
+/// The kernel's address for a physical one.
+pub const fn virt(phys: u32) -> u32 {
+    PAGE_OFFSET + phys
+}
+
+/// An assembler that knows how a guest speaks.
+pub struct Code(CodeAssembler);
+
+impl Deref for Code {
+    type Target = CodeAssembler;
+    fn deref(&self) -> &CodeAssembler {
+        &self.0
+    }
+}
+
+impl DerefMut for Code {
+    fn deref_mut(&mut self) -> &mut CodeAssembler {
+        &mut self.0
+    }
+}
+
+impl Code {
+    /// Any four words as a hypercall.
+    pub fn raw_hypercall(&mut self, words: [u32; 4]) -> Assembled {
+        for (register, word) in [eax, edx, ebx, ecx].into_iter().zip(words) {
+            self.mov(register, word)?;
+        }
+        self.int(i32::from(VECTOR))
+    }
+
+    pub fn hypercall(&mut self, call: Hypercall) -> Assembled {
+        self.raw_hypercall(call.encode())
+    }
+
+    /// Notes a register in a slot of the results.
+    pub fn note(&mut self, slot: u32, register: AsmRegister32) -> Assembled {
+        self.mov(dword_ptr(virt(RESULTS + slot * 4)), register)
+    }
+
+    /// Notes a number.
+    pub fn note_number(&mut self, slot: u32, number: u32) -> Assembled {
+        self.mov(dword_ptr(virt(RESULTS + slot * 4)), number)
+    }
+
+    /// Counts in a slot.
+    pub fn count(&mut self, slot: u32) -> Assembled {
+        self.inc(dword_ptr(virt(RESULTS + slot * 4)))
+    }
+
+    /// Stores to a field of LguestData.
+    pub fn set_field(&mut self, field: u32, value: u32) -> Assembled {
+        self.mov(dword_ptr(virt(DATA + field)), value)
+    }
+
+    pub fn enable_interrupts(&mut self) -> Assembled {
+        self.set_field(offset::IRQ_ENABLED, 512)
+    }
+
+    pub fn power_off(&mut self) -> Assembled {
+        self.hypercall(Hypercall::Crash { message: Phys(MESSAGE) })
+    }
+
+    /// Goes to user mode, with interrupts as they are.
+    pub fn enter_user(&mut self) -> Assembled {
+        self.push(u32::from(USER_DS))?;
+        self.push(USER_STACK)?;
+        self.push(0x202u32)?;
+        self.push(u32::from(USER_CS))?;
+        self.push(USER_CODE)?;
+        self.iretd()
+    }
+}
+
+/// A gate's two words.
+pub fn gate_words(handler: u32, kind: u32, level: u32) -> (u32, u32) {
+    (handler & 0xffff | 0x60 << 16, handler & 0xffff_0000 | 0x8000 | level << 13 | kind << 8)
+}
+
+pub fn load_gate(vector: u32, handler: u32, kind: u32, level: u32) -> Hypercall {
+    let (low, high) = gate_words(handler, kind, level);
+    Hypercall::LoadIdtEntry { vector, low, high }
+}
+
+/// A guest in the making.
+pub struct TinyGuest {
+    pub memory: Arc<GuestMemory>,
+    gates: Vec<Hypercall>,
+}
+
+impl TinyGuest {
+    /// Memory as the launcher leaves it, and a GDT with user segments that isn't loaded yet.
+    pub fn new() -> Self {
+        let memory = GuestMemory::new(MEMORY + 0x1000).expect("memory for a tiny guest");
+        let guest = Self { memory: Arc::new(memory), gates: Vec::new() };
+        guest.put_word(DIRECTORY + (PAGE_OFFSET >> 22) * 4, LINEAR_TABLE | 7);
+        for page in 0..MEMORY / 0x1000 {
+            guest.put_word(LINEAR_TABLE + page * 4, page * 0x1000 | 7);
+        }
+        guest.put_word(DIRECTORY + (USER_CODE >> 22) * 4, USER_TABLE | 7);
+        for page in 0..3 {
+            guest.put_word(USER_TABLE + page * 4, USER_FRAMES + page * 0x1000 | 7);
+        }
+        guest.put(MESSAGE, POWER_OFF_MESSAGE.as_bytes());
+        guest.put(DATA + offset::HCALL_STATUS, &[0xff; HCALL_RING_SIZE]);
+        let descriptors = [FLAT_KERNEL_CODE, FLAT_KERNEL_DATA, FLAT_USER_CODE, FLAT_USER_DATA];
+        for (index, descriptor) in (12..).zip(descriptors) {
+            guest.put(GDT + index * 8, &descriptor.to_le_bytes());
+        }
+        guest
+    }
+
+    pub fn put(&self, phys: u32, bytes: &[u8]) {
+        self.memory.write(GuestPhys(phys), bytes).expect("inside the tiny guest");
+    }
+
+    pub fn put_word(&self, phys: u32, word: u32) {
+        self.put(phys, &word.to_le_bytes());
+    }
+
+    /// The same, in a chain.
+    pub fn with_word(self, phys: u32, word: u32) -> Self {
+        self.put_word(phys, word);
+        self
+    }
+
+    pub fn word(&self, phys: u32) -> u32 {
+        self.memory.read_u32(GuestPhys(phys)).expect("inside the tiny guest")
+    }
+
+    /// Puts an entry into the ring, pending.
+    pub fn queue(&self, slot: u32, words: [u32; 4]) {
+        for (index, word) in (0..).zip(words) {
+            self.put_word(DATA + offset::HCALLS + slot * 16 + index * 4, word);
+        }
+        self.put(DATA + offset::HCALL_STATUS + slot, &[0]);
+    }
+
+    /// Puts a `Dma` with these sections into memory.
+    pub fn put_dma(&self, at: u32, used: u32, sections: &[(u32, u16)]) {
+        self.put(at, &[0; 100]);
+        self.put_word(at, used);
+        for (index, (start, len)) in (0..).zip(sections) {
+            self.put_word(at + 4 + index * 4, *start);
+            self.put(at + 68 + index * 2, &len.to_le_bytes());
+        }
+    }
+
+    /// Assembles code that runs at a virtual address, and puts it at a physical one.
+    pub fn code(&self, at: u32, phys: u32, write: impl FnOnce(&mut Code) -> Assembled) {
+        let mut code = Code(CodeAssembler::new(32).expect("32-bit code"));
+        write(&mut code).expect("correct instructions");
+        let bytes = code.assemble(u64::from(at)).expect("code that fits together");
+        self.put(phys, &bytes);
+    }
+
+    /// Code for a vector. The gate is loaded when the kernel boots.
+    pub fn gate(
+        mut self,
+        vector: u32,
+        kind: u32,
+        level: u32,
+        write: impl FnOnce(&mut Code) -> Assembled,
+    ) -> Self {
+        let phys = HANDLERS + vector * 256;
+        self.code(virt(phys), phys, write);
+        self.gates.push(load_gate(vector, virt(phys), kind, level));
+        self
+    }
+
+    /// An interrupt gate of level 0.
+    pub fn handler(self, vector: u32, write: impl FnOnce(&mut Code) -> Assembled) -> Self {
+        self.gate(vector, 0xe, 0, write)
+    }
+
+    /// A handler that notes what was pushed, from slot 0 on, and ends the guest. `words` counts them.
+    pub fn reporting(self, vector: u32, words: u32) -> Self {
+        self.handler(vector, |c| {
+            for slot in 0..words {
+                c.mov(eax, dword_ptr(esp + slot * 4))?;
+                c.note(slot, eax)?;
+            }
+            c.mov(ebp, esp)?;
+            c.note(words, ebp)?;
+            c.power_off()
+        })
+    }
+
+    /// What user code does.
+    pub fn user(self, write: impl FnOnce(&mut Code) -> Assembled) -> Self {
+        self.code(USER_CODE, USER_FRAMES, write);
+        self
+    }
+
+    /// The very first instructions, and nothing else.
+    pub fn bare(self, write: impl FnOnce(&mut Code) -> Assembled) -> Self {
+        self.code(virt(CODE), CODE, write);
+        self
+    }
+
+    /// A kernel that has a stack, a GDT, a trap stack and its gates, with interrupts off; at the end it powers off.
+    pub fn kernel(mut self, write: impl FnOnce(&mut Code) -> Assembled) -> Self {
+        let gates = std::mem::take(&mut self.gates);
+        self.bare(|c| {
+            c.mov(esp, virt(STACK))?;
+            c.hypercall(Hypercall::LguestInit { data: Phys(DATA) })?;
+            c.hypercall(Hypercall::LoadGdt { table: Phys(GDT), entries: 32 })?;
+            let segment = u32::from(KERNEL_DS);
+            c.hypercall(Hypercall::SetStack { segment, esp: Virt(virt(TRAP_STACK)), pages: 2 })?;
+            for gate in gates {
+                c.hypercall(gate)?;
+            }
+            write(c)?;
+            c.power_off()
+        })
+    }
+
+    pub fn run(self) -> Outcome {
+        self.run_with(&mut NoDevices)
+    }
+
+    pub fn run_with(self, devices: &mut dyn Devices) -> Outcome {
+        let trace = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&trace);
+        let mut machine = self.machine();
+        machine.set_tracer(Some(Box::new(move |event: &Event| {
+            lines.lock().expect("no test panics in a tracer").push(event.to_string());
+        })));
+        let kicker = machine.kicker();
+        std::thread::spawn(move || {
+            std::thread::sleep(PATIENCE);
+            kicker.kick();
+        });
+        let end = machine.run(&mut Impatient { devices, until: Instant::now() + PATIENCE });
+        drop(machine);
+        let trace = std::mem::take(&mut *trace.lock().expect("no test panics in a tracer"));
+        Outcome { end, guest: self, trace }
+    }
+
+    /// The machine alone, at its first instruction.
+    pub fn machine(&self) -> Machine {
+        Machine::new(MachineConfig {
+            memory: Arc::clone(&self.memory),
+            page_offset: PAGE_OFFSET,
+            entry: virt(CODE),
+            page_directory: GuestPhys(DIRECTORY),
+            guest_id: GUEST_ID,
+        })
+        .expect("a machine that can run guests")
+    }
+}
+
+/// Devices that stop a guest which doesn't end by itself.
+struct Impatient<'a> {
+    devices: &'a mut dyn Devices,
+    until: Instant,
+}
+
+impl Devices for Impatient<'_> {
+    fn send(&mut self, key: GuestPhys, sections: &Sections, io: &mut DeviceIo<'_>) -> Option<u32> {
+        self.devices.send(key, sections, io)
+    }
+
+    fn poll(&mut self, io: &mut DeviceIo<'_>) -> Option<Stop> {
+        let late = Instant::now() >= self.until;
+        late.then(|| Stop::Failed("the guest doesn't end".to_owned()))
+            .or_else(|| self.devices.poll(io))
+    }
+}
+
+/// What a guest left behind.
+pub struct Outcome {
+    pub end: End,
+    pub guest: TinyGuest,
+    pub trace: Vec<String>,
+}
+
+impl Outcome {
+    /// A word of the results.
+    pub fn result(&self, slot: u32) -> u32 {
+        self.guest.word(RESULTS + slot * 4)
+    }
+
+    pub fn field(&self, field: u32) -> u32 {
+        self.guest.word(DATA + field)
+    }
+
+    pub fn status(&self, slot: u32) -> u8 {
+        self.guest.memory.read_u8(GuestPhys(DATA + offset::HCALL_STATUS + slot)).expect("in memory")
+    }
+
+    /// Checks that the guest came to its own end.
+    #[track_caller]
+    pub fn powered_off(self) -> Self {
+        assert_eq!(self.end, End::PowerOff, "{:#?}", self.trace);
+        self
+    }
+
+    /// Checks that the Host ended it, for this reason.
+    #[track_caller]
+    pub fn killed(self, kill: Kill) -> Self {
+        assert_eq!(self.end, End::Killed(kill), "{:#?}", self.trace);
+        self
+    }
+}
