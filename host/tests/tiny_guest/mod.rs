@@ -119,8 +119,12 @@ impl Code {
         self.hypercall(Hypercall::Crash { message: Phys(MESSAGE) })
     }
 
-    /// Goes to user mode, with interrupts as they are.
+    /// Goes to user mode, with interrupts as they are. The data segments are loaded before, since
+    /// the way out nulls those that are too good for level 3.
     pub fn enter_user(&mut self) -> Assembled {
+        self.mov(eax, u32::from(USER_DS))?;
+        self.mov(ds, eax)?;
+        self.mov(es, eax)?;
         self.push(u32::from(USER_DS))?;
         self.push(USER_STACK)?;
         self.push(0x202u32)?;
