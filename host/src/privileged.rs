@@ -100,7 +100,8 @@ impl Machine {
             }
             M::Pushf | M::Pushfd => self.push_flags(mnemonic == M::Pushfd)?,
             M::Popf | M::Popfd => self.pop_flags(mnemonic == M::Popfd)?,
-            M::Iret | M::Iretd => return Ok(self.vcpu.iret(&mut self.guest)?),
+            M::Iretd => return Ok(self.vcpu.iret(&mut self.guest, 4)?),
+            M::Iret => return Ok(self.vcpu.iret(&mut self.guest, 2)?),
             M::Hlt => self.sleep = Sleep::Instruction,
             M::Cpuid => self.identify(),
             M::In => self.port_in(instruction),

@@ -241,10 +241,12 @@ impl Vcpu {
         Kicker(self.kick.clone())
     }
 
-    /// Sleeps until kicked, the alarm rings, or `timeout` has passed; perhaps less. The kick
-    /// still makes the next [`run`](Self::run) come back at once.
+    /// Sleeps until kicked, the alarm rings, or `timeout` has passed; perhaps less. Coming back
+    /// answers the kicks there were, so that the next sleep is one again: the caller does now what
+    /// it does after [`Exit::Kicked`].
     pub fn wait(&mut self, timeout: Option<Duration>) {
         self.kick.wait(timeout);
+        self.kick.take();
     }
 
     /// Kicks this virtual CPU once, `after` from now; replaces the alarm set earlier. `None` takes
@@ -382,14 +384,15 @@ impl Vcpu {
         emulate::load_segment(&mut self.cpu, &mut bus, register, selector)
     }
 
-    /// Carries out a protected-mode 32-bit `iret` to the same or an outer level. The state is unchanged on error.
+    /// Carries out a protected-mode `iret` with operands of `size` bytes (4 for `iretd`, 2 for
+    /// `iretw`) to the same or an outer level. The state is unchanged on error.
     ///
     /// # Errors
     /// The exception it raises.
-    pub fn iret(&mut self, env: &mut dyn Environment) -> Result<(), Exception> {
+    pub fn iret(&mut self, env: &mut dyn Environment, size: u32) -> Result<(), Exception> {
         let user = self.cpu.cpl() == 3;
         let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
-        emulate::iret(&mut self.cpu, &mut bus, 4)
+        emulate::iret(&mut self.cpu, &mut bus, size)
     }
 
     /// Watches `range` (first address, bytes) for stores by absolute operand: see
