@@ -78,30 +78,36 @@ fn install(signal: libc::c_int) -> libc::sigaction {
     // SAFETY: all zeros is a valid sigaction (default action, empty mask, no flags).
     let mut ours: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     ours.sa_sigaction = rescue as *const () as libc::sighandler_t;
-    ours.sa_flags = libc::SA_ONSTACK;
-    // SAFETY: the handler calls only what is safe inside a handler; `before` has room. It can't fail:
-    // these signals may be handled.
+    ours.sa_flags = libc::SA_ONSTACK | libc::SA_SIGINFO;
+    // SAFETY: the handler is of the type that SA_SIGINFO asks for, and calls only what is safe inside a
+    // handler; `before` has room. It can't fail: these signals may be handled.
     unsafe {
         libc::sigaction(signal, &raw const ours, before.as_mut_ptr());
         before.assume_init()
     }
 }
 
-/// The handler. It calls `tcsetattr`, `sigaction` and `raise`, which POSIX allows in a handler, and allocates
-/// nothing.
-extern "C" fn rescue(signal: libc::c_int) {
+/// The handler. It calls `tcsetattr`, `sigaction`, `signal` and `raise`, which POSIX allows in a handler, and
+/// allocates nothing.
+extern "C" fn rescue(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     restore_now();
     let before = FATAL.iter().position(|&fatal| fatal == signal).zip(BEFORE.get());
-    // SAFETY: the action was given by the system. Without one (a crash while handlers are being installed) it is
-    // the default. The signal is raised again, and is delivered to that action when this handler returns.
+    // SAFETY: the system passes a valid siginfo.
+    let sent = unsafe { (*info).si_code } <= 0;
+    // SAFETY: the earlier action was given by the system.
     unsafe {
         match before {
-            Some((at, all)) => libc::sigaction(signal, &raw const all[at], null_mut()),
-            None => {
-                libc::signal(signal, libc::SIG_DFL);
-                0
+            // A fault: the instruction runs again and faults again, and whoever was there before us sees
+            // everything as it was. (Rust's own handler tells a stack overflow by it.)
+            Some((at, all)) if !sent => {
+                libc::sigaction(signal, &raw const all[at], null_mut());
             }
-        };
-        libc::raise(signal);
+            // Sent by `abort` or another process: it wouldn't come again by itself. Delivered when this
+            // handler returns.
+            _ => {
+                libc::signal(signal, libc::SIG_DFL);
+                libc::raise(signal);
+            }
+        }
     }
 }

@@ -11,6 +11,8 @@ use lguest_abi::boot::SIGNATURE;
 use lguest_abi::device::irq_of;
 use lguest_abi::dma::offset;
 use lguest_abi::hypercall::{Hypercall, POWER_OFF_MESSAGE, VECTOR};
+use lguest_abi::lguest_data::offset::HCALL_STATUS;
+use lguest_abi::lguest_data::{HCALL_DONE, HCALL_RING_SIZE};
 use lguest_abi::segments::KERNEL_CS;
 use lguest_abi::traps::FIRST_IRQ;
 
@@ -60,8 +62,13 @@ pub(crate) fn call(a: &mut CodeAssembler, call: Hypercall) -> Assembled {
     a.int(i32::from(VECTOR))
 }
 
-/// The first call of every guest.
+/// The first call of every guest. Its ring of calls is empty.
 pub(crate) fn init(a: &mut CodeAssembler) -> Assembled {
+    let done = u32::from_le_bytes([HCALL_DONE; 4]);
+    for slots in (0..HCALL_RING_SIZE as u32).step_by(4) {
+        a.mov(eax, done)?;
+        a.mov(ptr(PAGE_OFFSET + LGUEST_DATA + HCALL_STATUS + slots), eax)?;
+    }
     call(a, Hypercall::LguestInit { data: Phys(LGUEST_DATA) })
 }
 

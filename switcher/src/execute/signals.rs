@@ -193,9 +193,12 @@ extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void
 fn leave_with_fault(info: *mut siginfo_t, context: &mut ucontext_t) -> bool {
     // SAFETY: `Current` guarantees that the pointer is valid or null.
     let Some(running) = (unsafe { RUNNING.get().as_ref() }) else { return false };
+    // SAFETY: the kernel passes a valid siginfo.
+    let is_sent = unsafe { (*info).si_code } <= 0;
     let registers = &mut context.uc_mcontext.gregs;
     let rip = registers[libc::REG_RIP as usize] as u64;
-    if !running.code.contains(&rip) {
+    // What `kill` sends may find translated code running, but isn't its fault.
+    if is_sent || !running.code.contains(&rip) {
         return false;
     }
     // SAFETY: the thread was in translated code, so no Rust refers to the frame; the kernel passes
