@@ -29,6 +29,7 @@ numbers! {
     GETEUID = 49;
     GETEGID = 50;
     IOCTL = 54;
+    SETPGID = 57;
     UMASK = 60;
     DUP2 = 63;
     GETPPID = 64;
@@ -49,6 +50,7 @@ numbers! {
     NANOSLEEP = 162;
     MREMAP = 163;
     POLL = 168;
+    PRCTL = 172;
     RT_SIGACTION = 174;
     RT_SIGPROCMASK = 175;
     PREAD64 = 180;
@@ -67,6 +69,7 @@ numbers! {
     GETDENTS64 = 220;
     FCNTL64 = 221;
     GETTID = 224;
+    SENDFILE64 = 239;
     FUTEX = 240;
     SET_THREAD_AREA = 243;
     GET_THREAD_AREA = 244;
