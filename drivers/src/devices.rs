@@ -46,10 +46,7 @@ impl Device {
     /// Its own pages: where they start, and how many there are.
     #[must_use]
     pub fn pages(&self) -> (Phys, u32) {
-        (
-            Phys(self.descriptor.pfn.wrapping_mul(PAGE_SIZE)),
-            u32::from(self.descriptor.num_pages),
-        )
+        (Phys(self.descriptor.pfn.wrapping_mul(PAGE_SIZE)), u32::from(self.descriptor.num_pages))
     }
 }
 
@@ -102,10 +99,7 @@ impl Devices {
     /// The devices there are.
     pub fn iter(&self) -> impl Iterator<Item = Device> + '_ {
         (0..MAX_DEVICES)
-            .map(|index| Device {
-                index,
-                descriptor: self.descriptor(index),
-            })
+            .map(|index| Device { index, descriptor: self.descriptor(index) })
             .filter(|device| device.kind() != kind::NONE)
     }
 

@@ -152,10 +152,7 @@ pub(crate) fn irq_enable_template() -> &'static [u8] {
 
 /// Where no interrupt may be delivered: start and end.
 pub(crate) fn noirq_range() -> (u32, u32) {
-    (
-        lguest_noirq_start as *const () as u32,
-        lguest_noirq_end as *const () as u32,
-    )
+    (lguest_noirq_start as *const () as u32, lguest_noirq_end as *const () as u32)
 }
 
 /// The kernel's `kernel_page_offset`.
@@ -188,12 +185,7 @@ pub(crate) unsafe fn hypercall([eax, edx, ebx, ecx]: [u32; 4]) -> u32 {
 
 /// The instruction `cpuid`, unfiltered. Any privilege level may use it.
 pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Cpuid {
-    let mut answer = Cpuid {
-        eax: leaf,
-        ebx: 0,
-        ecx: subleaf,
-        edx: 0,
-    };
+    let mut answer = Cpuid { eax: leaf, ebx: 0, ecx: subleaf, edx: 0 };
     // SAFETY: it changes these four registers only. Every processor with the instructions this
     // kernel is compiled for has it.
     unsafe {

@@ -80,10 +80,7 @@ impl BootParams {
     /// Where usable memory ends. A guest's device descriptors are right there.
     #[must_use]
     pub fn memory_end(&self) -> Phys {
-        self.usable_memory()
-            .map(|range| range.end)
-            .max()
-            .unwrap_or_default()
+        self.usable_memory().map(|range| range.end).max().unwrap_or_default()
     }
 
     /// The command line: words with a space between. If it isn't UTF-8 throughout, the part that

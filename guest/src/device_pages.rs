@@ -43,11 +43,7 @@ impl DevicePages {
     pub fn map(mapper: &'static dyn MapPages, start: Phys, pages: u32) -> Option<Self> {
         let address = mapper.map_pages(start, pages)?;
         let start = NonNull::new(ptr::with_exposed_provenance_mut(address.0 as usize))?;
-        Some(Self {
-            mapper,
-            start,
-            pages,
-        })
+        Some(Self { mapper, start, pages })
     }
 
     /// How many bytes there are.

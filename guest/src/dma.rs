@@ -19,10 +19,7 @@ pub fn sections<T>(bytes: &[T]) -> impl Iterator<Item = Section> {
     let end = at.saturating_add(bytes.len() as u32);
     core::iter::from_fn(move || {
         let len = (PAGE_SIZE - at % PAGE_SIZE).min(end - at);
-        let section = Section {
-            addr: Phys(at),
-            len: len as u16,
-        };
+        let section = Section { addr: Phys(at), len: len as u16 };
         at += len;
         (len != 0).then_some(section)
     })
@@ -60,10 +57,7 @@ impl<const BYTES: usize> Inbox<BYTES> {
     #[must_use]
     pub const fn new() -> Self {
         assert!(BYTES < (SECTIONS - 1) * PAGE_SIZE as usize);
-        Self {
-            dma: Dma::new(),
-            bytes: [const { AtomicU8::new(0) }; BYTES],
-        }
+        Self { dma: Dma::new(), bytes: [const { AtomicU8::new(0) }; BYTES] }
     }
 
     /// Offers it to whoever sends to `key`; interrupt `irq` tells when it was filled. False when
@@ -83,10 +77,7 @@ impl<const BYTES: usize> Inbox<BYTES> {
     /// Byte `index` of what came, if there are so many.
     #[must_use]
     pub fn byte(&self, index: usize) -> Option<u8> {
-        self.bytes
-            .get(..self.filled())?
-            .get(index)
-            .map(|byte| byte.load(Ordering::Relaxed))
+        self.bytes.get(..self.filled())?.get(index).map(|byte| byte.load(Ordering::Relaxed))
     }
 
     /// Gives it back to be filled again.

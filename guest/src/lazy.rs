@@ -39,10 +39,7 @@ impl Lazy {
     #[must_use]
     pub fn enter(mode: LazyMode) -> Self {
         assert!(mode != LazyMode::None, "no lazy mode to enter");
-        assert!(
-            hypercalls::lazy_mode() == LazyMode::None,
-            "lazy modes don't nest"
-        );
+        assert!(hypercalls::lazy_mode() == LazyMode::None, "lazy modes don't nest");
         hypercalls::set_lazy_mode(mode);
         Self { here: PhantomData }
     }

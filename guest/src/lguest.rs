@@ -37,9 +37,7 @@ pub(crate) fn introduce() {
     let (start, end) = assembly::noirq_range();
     data.noirq_start.store(start, Ordering::Relaxed);
     data.noirq_end.store(end, Ordering::Relaxed);
-    hypercalls::hcall(Hypercall::LguestInit {
-        data: phys_of(data),
-    });
+    hypercalls::hcall(Hypercall::LguestInit { data: phys_of(data) });
     time::choose_clock_source(data.tsc_khz.load(Ordering::Relaxed));
 }
 // ANCHOR_END: introduce

@@ -60,10 +60,7 @@ pub struct Patched {
 /// What patching came to, for a line at boot.
 #[must_use]
 pub fn patched() -> Patched {
-    Patched {
-        patched: PATCHED.load(Ordering::Relaxed),
-        sites: SITES.load(Ordering::Relaxed),
-    }
+    Patched { patched: PATCHED.load(Ordering::Relaxed), sites: SITES.load(Ordering::Relaxed) }
 }
 
 // ANCHOR: patch_call_sites
@@ -104,9 +101,7 @@ fn replace(site: &Site, code: &[u8]) {
     // processor. This function itself calls none.
     unsafe {
         start.copy_from_nonoverlapping(code.as_ptr(), code.len());
-        start
-            .add(code.len())
-            .write_bytes(NOP, usize::from(site.length) - code.len());
+        start.add(code.len()).write_bytes(NOP, usize::from(site.length) - code.len());
     }
 }
 

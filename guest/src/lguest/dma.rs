@@ -11,10 +11,7 @@ use lguest_abi::{Hypercall, Phys};
 pub fn send_dma(key: Phys, dma: &Dma) -> u32 {
     // On failure nobody writes it.
     dma.used_len.store(0, Ordering::Relaxed);
-    hcall(Hypercall::SendDma {
-        key,
-        dma: phys_of(dma),
-    });
+    hcall(Hypercall::SendDma { key, dma: phys_of(dma) });
     dma.used_len.load(Ordering::Acquire)
 }
 
@@ -32,20 +29,10 @@ pub unsafe fn bind_dma(key: Phys, array: &'static [Dma], irq: u8) -> bool {
     assert!(irq != 0, "interrupt 0 is the clock's");
     assert!(array.len() < 1 << 24, "too many buffers");
     let count = array.len() as u32;
-    hcall(Hypercall::BindDma {
-        key,
-        array: phys_of(array),
-        count,
-        irq,
-    }) != 0
+    hcall(Hypercall::BindDma { key, array: phys_of(array), count, irq }) != 0
 }
 
 /// Withdraws an array from a key. False when it wasn't there.
 pub fn unbind_dma(key: Phys, array: &'static [Dma]) -> bool {
-    hcall(Hypercall::BindDma {
-        key,
-        array: phys_of(array),
-        count: 0,
-        irq: 0,
-    }) != 0
+    hcall(Hypercall::BindDma { key, array: phys_of(array), count: 0, irq: 0 }) != 0
 }

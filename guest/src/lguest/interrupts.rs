@@ -14,17 +14,11 @@ impl Interrupts for Lguest {
     }
 
     fn mask_irq(&self, irq: u8) {
-        LGUEST_DATA
-            .data
-            .blocked_interrupts
-            .fetch_or(line(irq), Ordering::Relaxed);
+        LGUEST_DATA.data.blocked_interrupts.fetch_or(line(irq), Ordering::Relaxed);
     }
 
     fn unmask_irq(&self, irq: u8) {
-        LGUEST_DATA
-            .data
-            .blocked_interrupts
-            .fetch_and(!line(irq), Ordering::Relaxed);
+        LGUEST_DATA.data.blocked_interrupts.fetch_and(!line(irq), Ordering::Relaxed);
     }
 
     fn apic_read(&self, _register: u32) -> u32 {

@@ -31,49 +31,32 @@ impl PageTables for Lguest {
 
     unsafe fn set_pte_at(&self, directory: Phys, address: Virt, entry: &AtomicU32, value: u32) {
         entry.store(value, Ordering::Release);
-        tell(Hypercall::SetPte {
-            directory,
-            address,
-            value,
-        });
+        tell(Hypercall::SetPte { directory, address, value });
     }
 
     unsafe fn set_pte(&self, entry: &AtomicU32, value: u32) {
         entry.store(value, Ordering::Release);
         // The Host would have to be told which address that is. It is not known: flush it all.
-        tell(Hypercall::FlushTlb {
-            scope: FlushScope::All,
-        });
+        tell(Hypercall::FlushTlb { scope: FlushScope::All });
     }
 
     unsafe fn set_pmd(&self, entry: &AtomicU32, value: u32) {
         entry.store(value, Ordering::Release);
         let at = phys_of(entry).0;
         let index = (at & !FRAME_MASK) / size_of::<u32>() as u32;
-        tell(Hypercall::SetPmd {
-            directory: Phys(at & FRAME_MASK),
-            index,
-        });
+        tell(Hypercall::SetPmd { directory: Phys(at & FRAME_MASK), index });
     }
 
     fn flush_tlb_user(&self) {
-        tell(Hypercall::FlushTlb {
-            scope: FlushScope::User,
-        });
+        tell(Hypercall::FlushTlb { scope: FlushScope::User });
     }
 
     fn flush_tlb_kernel(&self) {
-        tell(Hypercall::FlushTlb {
-            scope: FlushScope::All,
-        });
+        tell(Hypercall::FlushTlb { scope: FlushScope::All });
     }
 
     fn flush_tlb_single(&self, address: Virt) {
         // Not present is always safe to say: if it was present, it faults back in.
-        tell(Hypercall::SetPte {
-            directory: self.read_cr3(),
-            address,
-            value: 0,
-        });
+        tell(Hypercall::SetPte { directory: self.read_cr3(), address, value: 0 });
     }
 }

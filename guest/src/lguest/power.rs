@@ -38,9 +38,7 @@ impl Power for Lguest {
         // A message that fails to format is cut short. There is nobody left to tell.
         let _ = (Cursor { at: 0 }).write_fmt(message);
         loop {
-            hcall(Hypercall::Crash {
-                message: phys_of(&MESSAGE),
-            });
+            hcall(Hypercall::Crash { message: phys_of(&MESSAGE) });
         }
     }
 }

@@ -45,9 +45,7 @@ impl Processor for Lguest {
     fn write_cr0(&self, value: u32) {
         let before = CR0.swap(value, Ordering::Relaxed);
         if (before ^ value) & CR0_TS != 0 {
-            lazy_hcall(Hypercall::Ts {
-                set: value & CR0_TS != 0,
-            });
+            lazy_hcall(Hypercall::Ts { set: value & CR0_TS != 0 });
         }
     }
 

@@ -38,17 +38,12 @@ impl Segments for Lguest {
     }
 
     fn load_tls(&self, entries: &[Descriptor; TLS_ENTRIES as usize]) {
-        let words = entries
-            .iter()
-            .flat_map(|entry| [entry.0 as u32, (entry.0 >> 32) as u32]);
+        let words = entries.iter().flat_map(|entry| [entry.0 as u32, (entry.0 >> 32) as u32]);
         for (place, word) in TLS.iter().zip(words) {
             place.store(word, Ordering::Relaxed);
         }
         assembly::clear_fs_and_gs();
-        lazy_hcall(Hypercall::LoadTls {
-            descriptors: phys_of(&TLS),
-            cpu: 0,
-        });
+        lazy_hcall(Hypercall::LoadTls { descriptors: phys_of(&TLS), cpu: 0 });
     }
 
     unsafe fn set_ldt(&self, table: &'static [Descriptor]) -> Result<(), NoLdt> {
@@ -60,27 +55,16 @@ impl Segments for Lguest {
 
     unsafe fn load_esp0(&self, esp0: Virt, pages: u32) {
         assert!(pages <= 2, "{pages} pages of stack");
-        lazy_hcall(Hypercall::SetStack {
-            segment: u32::from(KERNEL_DS),
-            esp: esp0,
-            pages,
-        });
+        lazy_hcall(Hypercall::SetStack { segment: u32::from(KERNEL_DS), esp: esp0, pages });
     }
 }
 
 fn tell_gate(vector: u32, gate: Gate) {
-    hcall(Hypercall::LoadIdtEntry {
-        vector,
-        low: gate.low,
-        high: gate.high,
-    });
+    hcall(Hypercall::LoadIdtEntry { vector, low: gate.low, high: gate.high });
 }
 
 fn tell_gdt(table: &[Descriptor]) {
     let entries = table.len() as u32;
     assert!(entries <= GDT_ENTRIES, "{entries} entries in the GDT");
-    hcall(Hypercall::LoadGdt {
-        table: phys_of(table),
-        entries,
-    });
+    hcall(Hypercall::LoadGdt { table: phys_of(table), entries });
 }

@@ -12,9 +12,7 @@ pub struct SharedPage {
 }
 
 /// Where guest and Host meet. Its address is known when the kernel is linked.
-pub static LGUEST_DATA: SharedPage = SharedPage {
-    data: LguestData::new(),
-};
+pub static LGUEST_DATA: SharedPage = SharedPage { data: LguestData::new() };
 
 const _: () = {
     assert!(core::mem::offset_of!(SharedPage, data) == 0);

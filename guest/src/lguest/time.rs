@@ -18,10 +18,7 @@ struct Wide {
 
 impl Wide {
     const fn new() -> Self {
-        Self {
-            low: AtomicU32::new(0),
-            high: AtomicU32::new(0),
-        }
+        Self { low: AtomicU32::new(0), high: AtomicU32::new(0) }
     }
 
     fn get(&self) -> u64 {
@@ -72,19 +69,12 @@ impl Time for Lguest {
     fn now(&self) -> u64 {
         match TSC_SCALE.load(Ordering::Relaxed) {
             0 => interrupts::without(|| TICKED.get()),
-            scale => nanoseconds(
-                assembly::time_stamp().wrapping_sub(TSC_AT_BOOT.get()),
-                scale,
-            ),
+            scale => nanoseconds(assembly::time_stamp().wrapping_sub(TSC_AT_BOOT.get()), scale),
         }
     }
 
     fn clock_source(&self) -> &'static str {
-        if TSC_SCALE.load(Ordering::Relaxed) == 0 {
-            "ticks"
-        } else {
-            "tsc"
-        }
+        if TSC_SCALE.load(Ordering::Relaxed) == 0 { "ticks" } else { "tsc" }
     }
 
     fn tick(&self, nanoseconds: u32) {
