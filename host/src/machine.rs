@@ -21,10 +21,11 @@ use crate::shadow::Shadow;
 use crate::trace::Tracer;
 use lguest_abi::hypercall;
 use lguest_abi::segments::{INITIAL_EFLAGS, KERNEL_CS, KERNEL_DS};
-use lguest_abi::traps::FIRST_IRQ;
+use lguest_abi::traps::{DEBUG, FIRST_IRQ};
+use lguest_switcher::cpu::TF;
 use lguest_switcher::{
-    Config, Exit, GuestMemory, GuestPhys, GuestVirt, Kicker, Segment, SegmentRegister, SetupError,
-    Statistics, Vcpu, View,
+    Config, Exception, Exit, GuestMemory, GuestPhys, GuestVirt, Kicker, Segment, SegmentRegister,
+    SetupError, Statistics, Vcpu, View,
 };
 use std::sync::Arc;
 
@@ -79,8 +80,8 @@ pub struct Machine {
     pub(crate) guest: Guest,
     pub(crate) shadow: Shadow,
     pub(crate) sleep: Sleep,
-    /// `sti` keeps interrupts away for one more instruction.
-    pub(crate) interrupt_shadow: bool,
+    /// `sti` keeps interrupts away for one more instruction: the one at this address.
+    pub(crate) interrupt_shadow: Option<u32>,
     /// The Switcher was told that an interrupt waits to be enabled.
     watching: bool,
 }
@@ -110,7 +111,7 @@ impl Machine {
         }
         let shadow = Shadow::new(&vcpu, root, kernel_start);
         let guest = Guest::new(memory, page_offset, root, guest_id);
-        let (sleep, interrupt_shadow, watching) = (Sleep::Awake, false, false);
+        let (sleep, interrupt_shadow, watching) = (Sleep::Awake, None, false);
         Ok(Self { vcpu, guest, shadow, sleep, interrupt_shadow, watching })
     }
 
@@ -146,14 +147,14 @@ impl Machine {
         if self.sleep != Sleep::Awake {
             self.sleep(devices)?;
         }
-        if self.guest.interrupts.any() {
-            self.deliver_interrupt()?;
-        }
+        let step = self.guest.interrupts.any() && self.deliver_interrupt()?;
         if let Some(alarm) = self.guest.clock.alarm() {
             self.vcpu.set_alarm(Some(alarm));
         }
-        let exit = self.vcpu.run(&mut self.guest);
-        self.interrupt_shadow = false;
+        let exit = if step { self.step() } else { self.vcpu.run(&mut self.guest) };
+        if exit != Exit::Kicked {
+            self.interrupt_shadow = None;
+        }
         self.guest.verdict()?;
         self.serve_ring(devices)?;
         match exit {
@@ -187,21 +188,23 @@ impl Machine {
         let Some(irq) = self.guest.interrupts.first(shared.blocked_interrupts(memory)) else {
             return Ok(None);
         };
-        if !enabled && shared.irq_enabled(memory) == 0
-            || shared.is_noirq(self.vcpu.cpu.eip())
-            || self.interrupt_shadow
-        {
+        if !enabled && shared.irq_enabled(memory) == 0 || shared.is_noirq(self.vcpu.cpu.eip()) {
             return Ok(None);
         }
         Ok(self.gate(FIRST_IRQ + irq)?.map(|gate| (irq, gate)))
     }
 
-    /// Something is pending: delivers it, or sees to it that the moment when it can be isn't missed.
+    /// Something is pending: delivers it, or sees to it that the moment when it can be isn't
+    /// missed. Says that it can be after one more instruction.
     ///
     /// Enabling interrupts is a plain store, which nobody traps. The Switcher watches for the
     /// usual form of it; for other forms the alarm rings, a little later.
-    fn deliver_interrupt(&mut self) -> Result<(), Kill> {
-        if let Some((irq, gate)) = self.deliverable(false)? {
+    fn deliver_interrupt(&mut self) -> Result<bool, Kill> {
+        let now = self.deliverable(false)?;
+        let shadowed = self.interrupt_shadow == Some(self.vcpu.cpu.eip());
+        if let Some((irq, gate)) = now
+            && !shadowed
+        {
             self.interrupt(irq, gate)?;
         }
         let waiting = self.guest.shared.is_some() && self.guest.interrupt_can_come();
@@ -214,6 +217,19 @@ impl Machine {
         } else {
             self.guest.clock.no_recheck();
         }
-        Ok(())
+        Ok(now.is_some() && shadowed)
+    }
+
+    /// Lets the guest run one instruction, the one behind `sti`.
+    fn step(&mut self) -> Exit {
+        let stepped = Exit::Exception(Exception::plain(DEBUG));
+        let flags = self.vcpu.cpu.eflags();
+        self.vcpu.cpu.set_eflags(flags | TF);
+        let exit = self.vcpu.run(&mut self.guest);
+        if flags & TF != 0 {
+            return exit;
+        }
+        self.vcpu.cpu.set_eflags(self.vcpu.cpu.eflags() & !TF);
+        if exit == stepped { Exit::Watched } else { exit }
     }
 }

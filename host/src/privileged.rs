@@ -95,7 +95,8 @@ impl Machine {
         match mnemonic {
             M::Cli => self.guest.set_irq_enabled(false),
             M::Sti => {
-                self.interrupt_shadow = self.guest.irq_enabled() == 0;
+                let behind = self.vcpu.cpu.eip().wrapping_add(instruction.len() as u32);
+                self.interrupt_shadow = (self.guest.irq_enabled() == 0).then_some(behind);
                 self.guest.set_irq_enabled(true);
             }
             M::Pushf | M::Pushfd => self.push_flags(mnemonic == M::Pushfd)?,
