@@ -1,8 +1,11 @@
 //! The stack: `push` and `pop` in all their forms, `pusha`, `popa`, `enter`, `leave`.
 //!
 //! How much of esp counts is the stack segment's business: with its B bit clear only sp moves, and
-//! wraps at 64 KiB (SDM volume 3, section "Stack ... Segment"). How much is pushed is the
-//! instruction's operand size. The two are independent.
+//! wraps at 64 KiB (SDM volume 1, section "Address-Size Attributes for Stack Accesses"). How much is
+//! pushed is the instruction's operand size. The two are independent.
+//!
+//! Processors may leave parts of a frame below esp when a `pusha`, `enter` or far call faults in
+//! the middle, and `popa` some registers; here a fault leaves nothing behind.
 
 use super::addresses::{Direction, linear, operand_offset};
 use super::operands::{operand_size, read_memory, read_operand, write_memory};
