@@ -46,6 +46,7 @@ global_asm!(
 // SAFETY: the name is what `lguest-guest` looks for, and nothing else has it.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(boot: &'static BootParams) -> ! {
+    assert!(layout::is_enough(boot), "{} KiB of memory are too little", boot.memory_end().0 / 1024);
     // SAFETY: `layout` keeps the parts apart; nobody else uses any of them.
     unsafe {
         heap::init(layout::heap(boot));
@@ -72,7 +73,7 @@ extern "C" fn kernel_main(boot: &'static BootParams) -> ! {
 }
 
 /// The first lines: what this is, and what it found.
-fn say_hello(boot: &BootParams, file_count: usize, has_keyboard: bool) {
+fn say_hello(boot: &BootParams, file_count: Option<usize>, has_keyboard: bool) {
     let machine = machine();
     let (total, _) = frames::usage();
     let patched = patching::patched();
@@ -92,11 +93,20 @@ fn say_hello(boot: &BootParams, file_count: usize, has_keyboard: bool) {
     if !boot.command_line().is_empty() {
         println!("arguments: {}", boot.command_line());
     }
-    match (file_count, has_keyboard) {
-        (_, false) => println!("no console to read from"),
-        (0, true) => println!("no initrd; type help for what there is"),
-        (count, true) => println!("{count} files in the initrd; type help for what there is"),
+    match file_count {
+        Some(count) => println!("{count} files in the initrd"),
+        None if boot.initrd().is_some() => {
+            println!(
+                "the initrd lies beyond the {} KiB this kernel reaches",
+                layout::linear_end(boot).0 / 1024
+            )
+        }
+        None => println!("no initrd"),
     }
+    println!(
+        "{}",
+        if has_keyboard { "type help for what there is" } else { "no console to read from" }
+    );
 }
 
 /// A panic ends the guest, with what it was about.

@@ -8,6 +8,7 @@ pub(crate) mod open;
 pub(crate) mod status;
 
 use crate::interrupt_lock::InterruptLock;
+use crate::memory::layout;
 use lguest_guest::boot::BootParams;
 use lguest_guest::memory;
 use lguest_kernel_logic::archive::{Archive, File};
@@ -27,17 +28,15 @@ const DIRECTORY: u32 = 0o040_755;
 const ROOT: File<'static> =
     File { path: "", mode: DIRECTORY, inode: 1, modified: 0, contents: &[] };
 
-/// Finds the initrd. Answers how many files are in it.
-pub(crate) fn init(boot: &BootParams) -> usize {
-    let Some(range) = boot.initrd() else {
-        return 0;
-    };
+/// Finds the initrd. Answers how many files are in it; None when there is none, or the linear map doesn't show it.
+pub(crate) fn init(boot: &BootParams) -> Option<usize> {
+    let range = boot.initrd().filter(|range| range.end <= layout::linear_end(boot))?;
     let start = core::ptr::with_exposed_provenance(memory::virt(range.start).0 as usize);
     let bytes = (range.end.0 - range.start.0) as usize;
     // SAFETY: the launcher put it there, the linear map shows it, and its memory is never given to anybody.
     let archive = Archive::new(unsafe { core::slice::from_raw_parts(start, bytes) });
     ARCHIVE.with(|place| *place = archive);
-    archive.files().count()
+    Some(archive.files().count())
 }
 
 /// The archive.

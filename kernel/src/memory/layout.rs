@@ -52,6 +52,11 @@ pub(crate) fn heap(boot: &BootParams) -> Range<Phys> {
     image_end()..Phys(image_end().0 + bytes)
 }
 
+/// Whether there is room for the heap, and something left.
+pub(crate) fn is_enough(boot: &BootParams) -> bool {
+    heap(boot).end < boot.launcher_page_tables().start.min(linear_end(boot))
+}
+
 /// Memory that is free from the start, above and below the kernel.
 pub(crate) fn free(boot: &BootParams) -> impl Iterator<Item = Range<Phys>> + '_ {
     let below = Phys(PAGE_SIZE)..memory::phys(read_only_image().start);
