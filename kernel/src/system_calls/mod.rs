@@ -1,6 +1,6 @@
 //! System calls: what processes ask for.
 //!
-//! The numbers are Linux's. One table says who answers each ([`answer`]); the chapters are
+//! The numbers are Linux's. Tables say who answers each ([`answer`]); the chapters are
 //! [`file_calls`], [`memory_calls`], [`process_calls`], [`time_calls`], [`terminal_calls`] and
 //! [`private_calls`]. A number that isn't in the table is named on the console, once, and
 //! answered ENOSYS.
@@ -32,9 +32,22 @@ pub(crate) fn handle(frame: &mut TrapFrame) {
     };
 }
 
-/// Whom each call goes to. `a` to `f` are its arguments.
-fn answer(call: u32, [a, b, c, d, e, f]: [u32; 6]) -> Answer {
-    match call {
+/// Whom each call goes to: the tables below, in which `a` to `f` are its arguments.
+fn answer(call: u32, arguments: [u32; 6]) -> Answer {
+    let known = for_files(call, arguments)
+        .or_else(|| for_processes(call, arguments))
+        .or_else(|| for_memory(call, arguments))
+        .or_else(|| for_time(call, arguments))
+        .or_else(|| for_shell(call, arguments));
+    known.unwrap_or_else(|| {
+        name_once(call);
+        Err(Errno::ENOSYS)
+    })
+}
+
+/// Calls on files and the terminal.
+fn for_files(call: u32, [a, b, c, d, e, _]: [u32; 6]) -> Option<Answer> {
+    Some(match call {
         number::READ => file_calls::read(a, b, c),
         number::WRITE => file_calls::write(a, b, c),
         number::READV => file_calls::readv(a, b, c),
@@ -46,7 +59,7 @@ fn answer(call: u32, [a, b, c, d, e, f]: [u32; 6]) -> Answer {
         number::LSEEK => file_calls::lseek(a, b, c),
         number::LLSEEK => file_calls::llseek(a, [b, c], d, e),
         number::DUP => file_calls::dup(a),
-        number::DUP2 => file_calls::dup2(a, b),
+        number::DUP2 | number::DUP3 => file_calls::dup2(a, b),
         number::FCNTL64 => file_calls::fcntl(a, b, c),
         number::STAT64 => file_calls::stat64(a, b, true),
         number::LSTAT64 => file_calls::stat64(a, b, false),
@@ -64,15 +77,15 @@ fn answer(call: u32, [a, b, c, d, e, f]: [u32; 6]) -> Answer {
         // Whoever asks can read and write by himself.
         number::SENDFILE64 => Err(Errno::EINVAL),
         number::FADVISE64 | number::FADVISE64_64 => Ok(0),
+        number::IOCTL => terminal_calls::ioctl(a, b, c),
+        number::POLL => terminal_calls::poll(a, b, c),
+        _ => return None,
+    })
+}
 
-        number::BRK => memory_calls::brk(a),
-        number::MMAP => memory_calls::old_mmap(a),
-        number::MMAP2 => memory_calls::mmap2(a, b, c, d, e, f),
-        number::MUNMAP => memory_calls::munmap(a, b),
-        number::MPROTECT => memory_calls::mprotect(a, b, c),
-        number::MREMAP => memory_calls::mremap(a, b, c, d),
-        number::MADVISE => Ok(0),
-
+/// Calls on processes.
+fn for_processes(call: u32, [a, b, c, d, _, _]: [u32; 6]) -> Option<Answer> {
+    Some(match call {
         number::EXIT | number::EXIT_GROUP => process_calls::exit(a),
         number::GETPID | number::GETTID => process_calls::getpid(),
         number::GETPPID => process_calls::getppid(),
@@ -98,7 +111,27 @@ fn answer(call: u32, [a, b, c, d, e, f]: [u32; 6]) -> Answer {
         number::PRLIMIT64 => process_calls::prlimit64(b, d),
         number::GETRANDOM => process_calls::getrandom(a, b),
         number::REBOOT => process_calls::reboot(a, b, c),
+        _ => return None,
+    })
+}
 
+/// Calls on memory.
+fn for_memory(call: u32, [a, b, c, d, e, f]: [u32; 6]) -> Option<Answer> {
+    Some(match call {
+        number::BRK => memory_calls::brk(a),
+        number::MMAP => memory_calls::old_mmap(a),
+        number::MMAP2 => memory_calls::mmap2(a, b, c, d, e, f),
+        number::MUNMAP => memory_calls::munmap(a, b),
+        number::MPROTECT => memory_calls::mprotect(a, b, c),
+        number::MREMAP => memory_calls::mremap(a, b, c, d),
+        number::MADVISE => Ok(0),
+        _ => return None,
+    })
+}
+
+/// Calls on time.
+fn for_time(call: u32, [a, b, c, _, _, _]: [u32; 6]) -> Option<Answer> {
+    Some(match call {
         number::TIME => time_calls::time(a),
         number::TIMES => time_calls::times(a),
         number::GETTIMEOFDAY => time_calls::gettimeofday(a),
@@ -109,21 +142,20 @@ fn answer(call: u32, [a, b, c, d, e, f]: [u32; 6]) -> Answer {
         number::NANOSLEEP => time_calls::nanosleep(a),
         number::CLOCK_NANOSLEEP => time_calls::clock_nanosleep(a, b, c),
         number::CLOCK_NANOSLEEP_TIME64 => time_calls::clock_nanosleep64(a, b, c),
+        _ => return None,
+    })
+}
 
-        number::IOCTL => terminal_calls::ioctl(a, b, c),
-        number::POLL => terminal_calls::poll(a, b, c),
-
+/// Calls of our own.
+fn for_shell(call: u32, [a, b, c, _, _, _]: [u32; 6]) -> Option<Answer> {
+    Some(match call {
         private::SPAWN => private_calls::spawn(a, b, c),
         private::PROCESSES => private_calls::processes(a, b),
         private::MEMORY => private_calls::memory(a),
         private::PANIC => private_calls::panic(a),
         private::MEASURE => private_calls::measure(a, b, c),
-
-        unknown => {
-            name_once(unknown);
-            Err(Errno::ENOSYS)
-        }
-    }
+        _ => return None,
+    })
 }
 
 /// Says, the first time, that a call isn't there. Numbers too large for the list share one bit.

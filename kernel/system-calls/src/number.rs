@@ -86,6 +86,7 @@ numbers! {
     READLINKAT = 305;
     FACCESSAT = 307;
     SET_ROBUST_LIST = 311;
+    DUP3 = 330;
     PRLIMIT64 = 340;
     GETRANDOM = 355;
     STATX = 383;
