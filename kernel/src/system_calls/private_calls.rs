@@ -6,6 +6,7 @@ use crate::memory::{frames, heap, user_memory};
 use crate::processes::{self, of_current, start};
 use alloc::string::String;
 use alloc::vec::Vec;
+use lguest_abi::lguest_data::HCALL_RING_SIZE;
 use lguest_guest::lazy::{self, Lazy, LazyMode};
 use lguest_guest::processor::CR0_TS;
 use lguest_guest::{interrupts, machine};
@@ -95,12 +96,18 @@ pub(super) fn measure(which: u32, times: u32, at: u32) -> Answer {
     Ok(0)
 }
 
-/// Forbids and allows the FPU in turn: each is a call that can wait. In the end it is as before.
+/// Forbids and allows the FPU in turn: each is a call that can wait. A ring's worth at a time is carried out
+/// together, as when page tables change. In the end all is as before.
 fn queue_calls(times: u32) {
-    interrupts::without(|| {
-        let _lazy = Lazy::enter(LazyMode::Cpu);
-        let before = machine().read_cr0();
-        (0..times).for_each(|_| machine().write_cr0(machine().read_cr0() ^ CR0_TS));
-        machine().write_cr0(before);
-    });
+    let mut left = times;
+    while left > 0 {
+        let together = left.min(HCALL_RING_SIZE as u32);
+        interrupts::without(|| {
+            let before = machine().read_cr0();
+            let _lazy = Lazy::enter(LazyMode::Cpu);
+            (0..together).for_each(|_| machine().write_cr0(machine().read_cr0() ^ CR0_TS));
+            machine().write_cr0(before);
+        });
+        left -= together;
+    }
 }
