@@ -41,12 +41,39 @@ pub(crate) struct AddressSpace {
     tables: PageTables,
     areas: Areas,
     heap: Range<u32>,
+    ahead: Ahead,
+}
+
+/// How far page faults go ahead of what is touched: not at all, until it looks as if pages were touched in order.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// The page that comes next, if they are.
+    next: u32,
+    /// How many pages were made at the last fault.
+    pages: u32,
+}
+
+/// Pages that are made at one fault at most.
+const AHEAD_MAX: u32 = 16;
+
+impl Ahead {
+    /// How many pages to make at a fault.
+    fn pages_at(&mut self, page: u32) -> u32 {
+        self.pages = if page == self.next { (self.pages * 2).min(AHEAD_MAX) } else { 1 };
+        self.next = page + self.pages * PAGE;
+        self.pages
+    }
 }
 
 impl AddressSpace {
     /// An empty one.
     pub(crate) fn new() -> Result<Self, OutOfMemory> {
-        Ok(Self { tables: PageTables::new()?, areas: Areas::new(), heap: 0..0 })
+        Ok(Self {
+            tables: PageTables::new()?,
+            areas: Areas::new(),
+            heap: 0..0,
+            ahead: Ahead::default(),
+        })
     }
 
     /// The page directory, for the Host.
@@ -207,17 +234,33 @@ impl AddressSpace {
         let Some(area) = area.filter(|area| area.access >= needed) else {
             return Fault::Forbidden;
         };
-        let page = Virt(address & !(PAGE - 1));
-        if self.tables.is_mapped(page) {
+        let page = address & !(PAGE - 1);
+        if self.tables.is_mapped(Virt(page)) {
             return Fault::Forbidden;
         }
-        let Some(frame) = Frame::allocate_zeroed() else {
-            return Fault::OutOfMemory;
-        };
-        match self.tables.map(page, frame, area.access) {
+        let pages = self.ahead.pages_at(page);
+        match self.make_pages(page, pages, &area) {
             Ok(()) => Fault::Mended,
             Err(OutOfMemory) => Fault::OutOfMemory,
         }
+    }
+
+    /// Makes the page that is missing, and more behind it as far as the area, memory and what is there already let it.
+    fn make_pages(&mut self, first: u32, pages: u32, area: &Area) -> Result<(), OutOfMemory> {
+        let frame = Frame::allocate_zeroed().ok_or(OutOfMemory)?;
+        if pages == 1 {
+            return self.tables.map(Virt(first), frame, area.access);
+        }
+        self.tables.map_untold(Virt(first), frame, area.access)?;
+        let end = area.end.min(first + pages * PAGE);
+        for page in (first + PAGE..end).step_by(PAGE as usize) {
+            if self.tables.is_mapped(Virt(page)) {
+                break;
+            }
+            let Some(frame) = Frame::allocate_zeroed() else { break };
+            self.tables.map_untold(Virt(page), frame, area.access)?;
+        }
+        Ok(())
     }
 }
 

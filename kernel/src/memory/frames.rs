@@ -1,9 +1,8 @@
 //! Physical memory, a page at a time.
 //!
 //! A [`Frame`] owns its page: whoever has it may use the bytes, and when it is dropped the page is
-//! free again. Memory that was never used is given out from the bottom up, so that a big request gets
-//! neighbours, and boot needn't touch it; what came back is kept in a list threaded through the free
-//! pages themselves.
+//! free again. A bit for each page says whether it is free. The lowest free one is given out, so that pages
+//! made one after another tend to be neighbours: the Host maps neighbours in one go.
 //!
 //! This is a room where unsafe code lives: a page's bytes as a reference.
 
@@ -15,25 +14,24 @@ use lguest_abi::Phys;
 use lguest_abi::paging::PAGE_SIZE;
 use lguest_guest::memory;
 
-/// How many separate pieces of memory can be added.
-const MAX_PIECES: usize = 16;
+/// Bits in a word of the map.
+const BITS: u32 = u32::BITS;
+
+/// Words of the map: enough for the gigabyte that the linear map can show at most.
+const WORDS: usize = (1 << 30) / (PAGE_SIZE * BITS) as usize;
 
 /// Which frames are free.
 struct Frames {
-    /// Memory that was never used.
-    fresh: [Range<u32>; MAX_PIECES],
-    /// The first frame of the list of those that came back; 0 when there is none.
-    returned: u32,
+    /// A bit for each frame, set while it is free.
+    map: [u32; WORDS],
+    /// No word below this one has a bit set.
+    lowest: usize,
     free: u32,
     total: u32,
 }
 
-static FRAMES: InterruptLock<Frames> = InterruptLock::new(Frames {
-    fresh: [const { 0..0 }; MAX_PIECES],
-    returned: 0,
-    free: 0,
-    total: 0,
-});
+static FRAMES: InterruptLock<Frames> =
+    InterruptLock::new(Frames { map: [0; WORDS], lowest: 0, free: 0, total: 0 });
 
 /// A page of memory of one's own.
 #[derive(Debug)]
@@ -83,31 +81,28 @@ impl Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        FRAMES.with(|frames| frames.give_back(self.phys.0));
+        FRAMES.with(|frames| frames.give_back(self.phys));
     }
 }
 
 impl Frames {
     fn take(&mut self) -> Option<Phys> {
-        let phys = if self.returned != 0 {
-            let phys = self.returned;
-            // SAFETY: it is in the list, so it is ours, and its first word is the list's next frame.
-            self.returned = unsafe { page(Phys(phys)).cast::<u32>().read() };
-            phys
-        } else {
-            let piece = self.fresh.iter_mut().find(|piece| piece.start < piece.end)?;
-            let phys = piece.start;
-            piece.start += PAGE_SIZE;
-            phys
-        };
+        let (at, word) =
+            (self.lowest..).zip(&mut self.map[self.lowest..]).find(|(_, word)| **word != 0)?;
+        let bit = word.trailing_zeros();
+        *word &= !(1 << bit);
+        self.lowest = at;
         self.free -= 1;
-        Some(Phys(phys))
+        Some(Phys((at as u32 * BITS + bit) * PAGE_SIZE))
     }
 
-    fn give_back(&mut self, phys: u32) {
-        // SAFETY: whoever gave it back doesn't use it any more: it is ours.
-        unsafe { page(Phys(phys)).cast::<u32>().write(self.returned) };
-        self.returned = phys;
+    fn give_back(&mut self, phys: Phys) {
+        let frame = phys.0 / PAGE_SIZE;
+        let at = (frame / BITS) as usize;
+        let bit = 1 << (frame % BITS);
+        assert!(self.map[at] & bit == 0, "frame {phys} was free already");
+        self.map[at] |= bit;
+        self.lowest = self.lowest.min(at);
         self.free += 1;
     }
 }
@@ -117,20 +112,17 @@ fn page(phys: Phys) -> *mut u8 {
     ptr::with_exposed_provenance_mut(memory::virt(phys).0 as usize)
 }
 
-/// Adds free memory. Parts of pages at its ends are left out; so are pieces beyond a small number.
+/// Adds free memory. Parts of pages at its ends are left out.
 ///
 /// # Safety
-/// It must be memory in the linear map, and nothing else may ever use it. Frame 0 must not be in it.
+/// It must be memory in the linear map, and nothing else may ever use it.
 pub(crate) unsafe fn add(range: Range<Phys>) {
     let start = range.start.0.next_multiple_of(PAGE_SIZE);
     let end = range.end.0 & !(PAGE_SIZE - 1);
     FRAMES.with(|frames| {
-        if let Some(piece) = frames.fresh.iter_mut().find(|piece| piece.start >= piece.end)
-            && start < end
-        {
-            *piece = start..end;
-            frames.free += (end - start) / PAGE_SIZE;
-            frames.total += (end - start) / PAGE_SIZE;
+        for phys in (start..end).step_by(PAGE_SIZE as usize) {
+            frames.give_back(Phys(phys));
+            frames.total += 1;
         }
     });
 }

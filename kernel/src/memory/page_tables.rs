@@ -27,6 +27,9 @@ const READ_ONLY: u32 = OWNED | PRESENT | USER | ACCESSED;
 /// Flags for a page that is written. Claiming that it was already spares the Host the wait for the first write.
 const READ_WRITE: u32 = READ_ONLY | WRITE | DIRTY;
 
+/// Pages in a range from which on one flush is cheaper than telling of each.
+const MANY: u32 = 32;
+
 /// The flags that go with what a process may do with a page.
 const fn flags(access: Access) -> u32 {
     match access {
@@ -74,7 +77,7 @@ impl PageTables {
         self.entry(address).is_some_and(|entry| entry.load(Ordering::Relaxed) & OWNED != 0)
     }
 
-    /// Maps a frame at a user address where nothing is mapped.
+    /// Maps a frame at a user address where nothing is mapped, and tells the Host.
     pub(crate) fn map(
         &mut self,
         address: Virt,
@@ -82,8 +85,21 @@ impl PageTables {
         access: Access,
     ) -> Result<(), OutOfMemory> {
         let entry = self.entry_or_new(address)?;
-        let value = frame.into_phys().0 | flags(access);
-        self.set(address, entry, value);
+        self.set(address, entry, frame.into_phys().0 | flags(access));
+        self.pages += 1;
+        Ok(())
+    }
+
+    /// Maps a frame, but leaves it to the Host to find out when the page is used: then it looks at its
+    /// neighbours too, and maps as many as it can in one go.
+    pub(crate) fn map_untold(
+        &mut self,
+        address: Virt,
+        frame: Frame,
+        access: Access,
+    ) -> Result<(), OutOfMemory> {
+        let entry = self.entry_or_new(address)?;
+        entry.store(frame.into_phys().0 | flags(access), Ordering::Relaxed);
         self.pages += 1;
         Ok(())
     }
@@ -134,10 +150,15 @@ impl PageTables {
         Ok(())
     }
 
-    /// Calls `body` for each page that is mapped in a range, in a lazy mode.
+    /// Calls `body` for each page that is mapped in a range. The Host is told of the changes one by one in a lazy
+    /// mode, or, when there may be many, not at all but to look for itself in the end.
     fn each(&mut self, range: Range<u32>, body: impl Fn(&mut Self, Virt, &'static AtomicU32, u32)) {
+        let was_told = self.told;
+        let is_large = (range.end - range.start) / PAGE_SIZE > MANY;
+        let looks = was_told && is_large && machine().read_cr3() == self.directory.phys();
         interrupts::without(|| {
-            let _lazy = self.told.then(|| Lazy::enter(LazyMode::Mmu));
+            self.told = was_told && !looks;
+            let lazy = self.told.then(|| Lazy::enter(LazyMode::Mmu));
             let mut address = range.start;
             while address < range.end {
                 let Some(entry) = self.entry(Virt(address)) else {
@@ -150,6 +171,11 @@ impl PageTables {
                     body(self, Virt(address), entry, value);
                 }
                 address += PAGE_SIZE;
+            }
+            drop(lazy);
+            self.told = was_told;
+            if looks {
+                machine().flush_tlb_user();
             }
         });
     }
