@@ -3,7 +3,7 @@
 //! Only static 32-bit programs are understood, since nobody here links. A program that doesn't
 //! care where it lies (static, position-independent) is put at [`ANYWHERE`].
 
-use crate::areas::{HIGHEST, LOWEST};
+use crate::areas::{HIGHEST, LOWEST, PAGE};
 use object::Endianness;
 use object::elf::{
     EM_386, ET_DYN, ET_EXEC, FileHeader32, PF_W, PT_INTERP, PT_LOAD, PT_PHDR, ProgramHeader32,
@@ -104,6 +104,19 @@ impl<'a> Program<'a> {
         self.segments.iter().flatten()
     }
 
+    /// Whether a segment's pages are the same for all who run the program: it is only read, and has its pages for
+    /// itself.
+    #[must_use]
+    pub fn can_share(&self, segment: &Segment<'_>) -> bool {
+        let first = segment.address / PAGE;
+        let end = segment.end().div_ceil(PAGE);
+        let alone = self
+            .segments()
+            .filter(|other| other.address != segment.address)
+            .all(|other| other.end().div_ceil(PAGE) <= first || end <= other.address / PAGE);
+        !segment.writable && alone
+    }
+
     /// The first address behind all of it: where its heap can begin.
     #[must_use]
     pub fn end(&self) -> u32 {
@@ -183,6 +196,18 @@ mod tests {
         let program = Program::read(&file).unwrap();
         assert_eq!(program.segments().next().unwrap().address, ANYWHERE);
         assert!(!program.segments().next().unwrap().writable);
+    }
+
+    #[test]
+    fn pages_are_shared_that_nobody_writes_and_nobody_else_has() {
+        let can_share = |segments: &[[u32; 8]]| {
+            let file = file(EXECUTABLE, segments);
+            let program = Program::read(&file).unwrap();
+            program.segments().map(|segment| program.can_share(segment)).collect::<Vec<_>>()
+        };
+        let code = load(0x0804_8000, 256, 0x1000, READ);
+        assert_eq!(can_share(&[code, load(0x0804_9000, 256, 256, READ | WRITE)]), [true, false]);
+        assert_eq!(can_share(&[code, load(0x0804_8f00, 256, 256, READ | WRITE)]), [false, false]);
     }
 
     #[test]

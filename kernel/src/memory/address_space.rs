@@ -1,10 +1,15 @@
 //! A process's address space: what its addresses are meant to be, and what is there already.
 //!
 //! Nothing is there until it is touched, but for the program itself: its bytes are in the
-//! archive, and are copied when it is loaded.
+//! archive, and are copied when it is loaded, those that can be written for each process anew.
+//!
+//! This is a room where unsafe code lives: one line, on how long shared pages live.
 
 use super::frames::Frame;
 use super::page_tables::{OutOfMemory, PageTables};
+use super::shared_pages::SharedPages;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::ops::Range;
 use lguest_abi::{Phys, Virt};
 use lguest_kernel_logic::areas::{
@@ -42,6 +47,8 @@ pub(crate) struct AddressSpace {
     areas: Areas,
     heap: Range<u32>,
     ahead: Ahead,
+    /// What the tables show of others': dropped after them.
+    shared: Vec<Arc<SharedPages>>,
 }
 
 /// How far page faults go ahead of what is touched: not at all, until it looks as if pages were touched in order.
@@ -73,6 +80,7 @@ impl AddressSpace {
             areas: Areas::new(),
             heap: 0..0,
             ahead: Ahead::default(),
+            shared: Vec::new(),
         })
     }
 
@@ -111,6 +119,17 @@ impl AddressSpace {
             at += now.len() as u32;
             rest = later;
         }
+        Ok(())
+    }
+
+    /// Shows a segment's pages, which other processes may use too, in a process that hasn't run yet.
+    pub(crate) fn share(&mut self, address: u32, pages: Arc<SharedPages>) -> Result<(), Errno> {
+        let first = address & !(PAGE - 1);
+        for (page, frame) in (first..).step_by(PAGE as usize).zip(pages.frames()) {
+            // SAFETY: the pages stay as long as `shared` has them: longer than the tables.
+            unsafe { self.tables.map_shared(Virt(page), frame)? };
+        }
+        self.shared.push(pages);
         Ok(())
     }
 
@@ -236,7 +255,11 @@ impl AddressSpace {
         };
         let page = address & !(PAGE - 1);
         if self.tables.is_mapped(Virt(page)) {
-            return Fault::Forbidden;
+            return match write.then(|| self.tables.make_own(Virt(page))) {
+                Some(Ok(true)) => Fault::Mended,
+                Some(Ok(false)) | None => Fault::Forbidden,
+                Some(Err(OutOfMemory)) => Fault::OutOfMemory,
+            };
         }
         let pages = self.ahead.pages_at(page);
         match self.make_pages(page, pages, &area) {

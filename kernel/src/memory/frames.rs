@@ -6,6 +6,7 @@
 //!
 //! This is a room where unsafe code lives: a page's bytes as a reference.
 
+use super::shared_pages;
 use crate::interrupt_lock::InterruptLock;
 use core::mem;
 use core::ops::Range;
@@ -40,9 +41,16 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// A free page, with anything in it. None when memory has run out.
+    /// A free page, with anything in it. None when memory has run out, and nothing can be given back.
     pub(crate) fn allocate() -> Option<Self> {
-        FRAMES.with(Frames::take).map(|phys| Self { phys })
+        loop {
+            if let Some(phys) = FRAMES.with(Frames::take) {
+                return Some(Self { phys });
+            }
+            if !shared_pages::give_back_unused() {
+                return None;
+            }
+        }
     }
 
     /// A free page, full of zeros. None when memory has run out.

@@ -1,6 +1,6 @@
 //! A process's page tables.
 //!
-//! They own the frames that they map. As long as the Host has never seen a directory, changes
+//! They own the frames that they map, but for those of programs, which are shared. As long as the Host has never seen a directory, changes
 //! are only written; once it was used, each is told as well. Before a directory's memory is used for anything else,
 //! its user half is taken back entry by entry, since the Host knows directories by their address.
 //!
@@ -22,21 +22,26 @@ use lguest_kernel_logic::areas::Access;
 const TABLE: u32 = PRESENT | WRITE | USER | ACCESSED;
 /// The entry owns a frame, whether it may be touched or not: a bit that the processor leaves to the kernel.
 const OWNED: u32 = 1 << 9;
+/// The entry has a frame that others have too: it is never written. Such a bit as well.
+const SHARED: u32 = 1 << 10;
 /// Flags for a page that is only read.
-const READ_ONLY: u32 = OWNED | PRESENT | USER | ACCESSED;
+const READ_ONLY: u32 = PRESENT | USER | ACCESSED;
 /// Flags for a page that is written. Claiming that it was already spares the Host the wait for the first write.
 const READ_WRITE: u32 = READ_ONLY | WRITE | DIRTY;
 
 /// Pages in a range from which on one flush is cheaper than telling of each.
 const MANY: u32 = 32;
 
-/// The flags that go with what a process may do with a page.
-const fn flags(access: Access) -> u32 {
-    match access {
-        Access::None => OWNED,
+/// The flags that go with whose a page is ([`OWNED`] or [`SHARED`]), and what a process may do with it.
+const fn flags(whose: u32, access: Access) -> u32 {
+    let usable = match access {
+        Access::None => 0,
         Access::Read => READ_ONLY,
+        // A shared page is written only once it has been copied.
+        Access::Write if whose == SHARED => READ_ONLY,
         Access::Write => READ_WRITE,
-    }
+    };
+    whose | usable
 }
 
 /// Memory has run out.
@@ -74,7 +79,8 @@ impl PageTables {
 
     /// Whether something is mapped at a user address.
     pub(crate) fn is_mapped(&self, address: Virt) -> bool {
-        self.entry(address).is_some_and(|entry| entry.load(Ordering::Relaxed) & OWNED != 0)
+        self.entry(address)
+            .is_some_and(|entry| entry.load(Ordering::Relaxed) & (OWNED | SHARED) != 0)
     }
 
     /// Maps a frame at a user address where nothing is mapped, and tells the Host.
@@ -85,7 +91,7 @@ impl PageTables {
         access: Access,
     ) -> Result<(), OutOfMemory> {
         let entry = self.entry_or_new(address)?;
-        self.set(address, entry, frame.into_phys().0 | flags(access));
+        self.set(address, entry, frame.into_phys().0 | flags(OWNED, access));
         self.pages += 1;
         Ok(())
     }
@@ -99,9 +105,37 @@ impl PageTables {
         access: Access,
     ) -> Result<(), OutOfMemory> {
         let entry = self.entry_or_new(address)?;
-        entry.store(frame.into_phys().0 | flags(access), Ordering::Relaxed);
+        entry.store(frame.into_phys().0 | flags(OWNED, access), Ordering::Relaxed);
         self.pages += 1;
         Ok(())
+    }
+
+    /// Maps a frame that is somebody else's, to be read only, in tables the Host hasn't seen.
+    ///
+    /// # Safety
+    /// The frame must stay what it is as long as these tables live.
+    pub(crate) unsafe fn map_shared(
+        &mut self,
+        address: Virt,
+        frame: Phys,
+    ) -> Result<(), OutOfMemory> {
+        let entry = self.entry_or_new(address)?;
+        entry.store(frame.0 | flags(SHARED, Access::Read), Ordering::Relaxed);
+        self.pages += 1;
+        Ok(())
+    }
+
+    /// Makes a shared page the process's own, by copying it, so that it can be written. False if it isn't shared.
+    pub(crate) fn make_own(&mut self, address: Virt) -> Result<bool, OutOfMemory> {
+        let shared = self.entry(address).map(|entry| (entry, entry.load(Ordering::Relaxed)));
+        let Some((entry, value)) = shared.filter(|(_, value)| value & SHARED != 0) else {
+            return Ok(false);
+        };
+        let mut frame = Frame::allocate().ok_or(OutOfMemory)?;
+        // SAFETY: whoever mapped it said that it stays, and nobody writes to it.
+        frame.bytes().copy_from_slice(unsafe { &*frame_bytes(value) });
+        self.set(address, entry, frame.into_phys().0 | flags(OWNED, Access::Write));
+        Ok(true)
     }
 
     /// The bytes of the page at an address, if one is mapped: for a process that isn't running yet.
@@ -110,17 +144,15 @@ impl PageTables {
         if value & OWNED == 0 || self.told {
             return None;
         }
-        let page = core::ptr::with_exposed_provenance_mut(
-            memory::virt(Phys(value & FRAME_MASK)).0 as usize,
-        );
         // SAFETY: the frame is owned by these tables, which are borrowed, and no process has used them.
-        Some(unsafe { &mut *page })
+        Some(unsafe { &mut *frame_bytes(value) })
     }
 
     /// Changes what may be done with the mapped pages of a range.
     pub(crate) fn protect(&mut self, range: Range<u32>, access: Access) {
         self.each(range, |tables, address, entry, value| {
-            tables.set(address, entry, value & FRAME_MASK | flags(access));
+            let whose = value & (OWNED | SHARED);
+            tables.set(address, entry, value & FRAME_MASK | flags(whose, access));
         });
     }
 
@@ -129,8 +161,10 @@ impl PageTables {
         self.each(range, |tables, address, entry, value| {
             tables.set(address, entry, 0);
             tables.pages -= 1;
-            // SAFETY: it was given up in `map`, to the entry that is gone now.
-            drop(unsafe { Frame::from_phys(Phys(value & FRAME_MASK)) });
+            if value & OWNED != 0 {
+                // SAFETY: it was given up in `map`, to the entry that is gone now.
+                drop(unsafe { Frame::from_phys(Phys(value & FRAME_MASK)) });
+            }
         });
     }
 
@@ -167,7 +201,7 @@ impl PageTables {
                     continue;
                 };
                 let value = entry.load(Ordering::Relaxed);
-                if value & OWNED != 0 {
+                if value & (OWNED | SHARED) != 0 {
                     body(self, Virt(address), entry, value);
                 }
                 address += PAGE_SIZE;
@@ -249,6 +283,11 @@ impl PageTables {
         }
         self.pages = 0;
     }
+}
+
+/// Where the linear map shows the frame of an entry.
+fn frame_bytes(value: u32) -> *mut [u8; PAGE_SIZE as usize] {
+    core::ptr::with_exposed_provenance_mut(memory::virt(Phys(value & FRAME_MASK)).0 as usize)
 }
 
 impl Drop for PageTables {

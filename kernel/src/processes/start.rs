@@ -5,6 +5,7 @@ use super::process::Process;
 use super::{Pid, SCHEDULER};
 use crate::files;
 use crate::memory::address_space::{AddressSpace, STACK_TOP};
+use crate::memory::shared_pages::SharedPages;
 use crate::random;
 use crate::traps::frame::TrapFrame;
 use alloc::vec::Vec;
@@ -43,12 +44,16 @@ pub(crate) fn start(
 }
 
 /// An address space with a program in it.
-fn load(program: &Program<'_>) -> Result<AddressSpace, Errno> {
+fn load(program: &Program<'static>) -> Result<AddressSpace, Errno> {
     let mut space = AddressSpace::new()?;
     for segment in program.segments() {
         let access = if segment.writable { Access::Write } else { Access::Read };
         space.add_area(segment.address..segment.end(), access, false)?;
-        space.place(segment.address, segment.contents, access)?;
+        if program.can_share(segment) {
+            space.share(segment.address, SharedPages::of(segment)?)?;
+        } else {
+            space.place(segment.address, segment.contents, access)?;
+        }
     }
     space.set_heap_start(program.end());
     Ok(space)
