@@ -64,28 +64,8 @@ impl E820Entry {
     /// What these bytes say.
     #[must_use]
     pub const fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
-        let [
-            a0,
-            a1,
-            a2,
-            a3,
-            a4,
-            a5,
-            a6,
-            a7,
-            s0,
-            s1,
-            s2,
-            s3,
-            s4,
-            s5,
-            s6,
-            s7,
-            k0,
-            k1,
-            k2,
-            k3,
-        ] = *bytes;
+        let [a0, a1, a2, a3, a4, a5, a6, a7, s0, s1, s2, s3, s4, s5, s6, s7, k0, k1, k2, k3] =
+            *bytes;
         Self {
             addr: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
             size: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
@@ -110,11 +90,7 @@ mod tests {
 
     #[test]
     fn a_memory_map_entry_survives_memory() {
-        let entry = E820Entry {
-            addr: 0x1_0000_0000,
-            size: 0x0400_0000,
-            kind: E820_RAM,
-        };
+        let entry = E820Entry { addr: 0x1_0000_0000, size: 0x0400_0000, kind: E820_RAM };
         let bytes = entry.to_bytes();
         assert_eq!(&bytes[..8], &[0, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(&bytes[16..], &[1, 0, 0, 0]);

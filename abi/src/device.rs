@@ -194,13 +194,8 @@ mod tests {
 
     #[test]
     fn a_descriptor_survives_the_page() {
-        let descriptor = DeviceDescriptor {
-            kind: 1,
-            features: 0x8000,
-            status: 7,
-            num_pages: 2,
-            pfn: 0x1_2345,
-        };
+        let descriptor =
+            DeviceDescriptor { kind: 1, features: 0x8000, status: 7, num_pages: 2, pfn: 0x1_2345 };
         let bytes = descriptor.to_bytes();
         assert_eq!(bytes, [1, 0, 0, 0x80, 7, 0, 2, 0, 0x45, 0x23, 1, 0]);
         assert_eq!(DeviceDescriptor::from_bytes(&bytes), descriptor);

@@ -88,10 +88,7 @@ impl Dma {
     pub fn set_sections(&self, sections: impl IntoIterator<Item = Section>) {
         let mut sections = sections.into_iter();
         for (addr, len) in self.addr.iter().zip(&self.len) {
-            let section = sections.next().unwrap_or(Section {
-                addr: Phys(0),
-                len: 0,
-            });
+            let section = sections.next().unwrap_or(Section { addr: Phys(0), len: 0 });
             addr.store(section.addr.0, Ordering::Relaxed);
             len.store(section.len, Ordering::Relaxed);
         }
@@ -140,25 +137,14 @@ mod tests {
         }
         let dma = Dma::from_bytes(&bytes);
         assert_eq!(dma.used_len.load(Ordering::Relaxed), 7);
-        let expected = [
-            Section {
-                addr: Phys(0x1000),
-                len: 5,
-            },
-            Section {
-                addr: Phys(0x2000),
-                len: 6,
-            },
-        ];
+        let expected =
+            [Section { addr: Phys(0x1000), len: 5 }, Section { addr: Phys(0x2000), len: 6 }];
         assert_eq!(dma.sections().collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn all_sixteen_sections_can_be_used() {
-        let sections = (0..20).map(|n| Section {
-            addr: Phys(n * 64),
-            len: 64,
-        });
+        let sections = (0..20).map(|n| Section { addr: Phys(n * 64), len: 64 });
         let dma = Dma::new();
         dma.set_sections(sections.clone());
         let expected = sections.take(SECTIONS).collect::<Vec<_>>();

@@ -211,31 +211,14 @@ impl Hypercall {
             number::FLUSH_ASYNC => Self::FlushAsync,
             number::LGUEST_INIT => Self::LguestInit { data: Phys(edx) },
             number::CRASH => Self::Crash { message: Phys(edx) },
-            number::LOAD_GDT => Self::LoadGdt {
-                table: Phys(edx),
-                entries: ebx,
-            },
-            number::NEW_PGTABLE => Self::NewPgtable {
-                directory: Phys(edx),
-            },
+            number::LOAD_GDT => Self::LoadGdt { table: Phys(edx), entries: ebx },
+            number::NEW_PGTABLE => Self::NewPgtable { directory: Phys(edx) },
             number::FLUSH_TLB => {
-                let scope = if edx == 0 {
-                    FlushScope::User
-                } else {
-                    FlushScope::All
-                };
+                let scope = if edx == 0 { FlushScope::User } else { FlushScope::All };
                 Self::FlushTlb { scope }
             }
-            number::LOAD_IDT_ENTRY => Self::LoadIdtEntry {
-                vector: edx,
-                low: ebx,
-                high: ecx,
-            },
-            number::SET_STACK => Self::SetStack {
-                segment: edx,
-                esp: Virt(ebx),
-                pages: ecx,
-            },
+            number::LOAD_IDT_ENTRY => Self::LoadIdtEntry { vector: edx, low: ebx, high: ecx },
+            number::SET_STACK => Self::SetStack { segment: edx, esp: Virt(ebx), pages: ecx },
             number::TS => Self::Ts { set: edx != 0 },
             number::SET_CLOCKEVENT => Self::SetClockevent { nanoseconds: edx },
             number::HALT => Self::Halt,
@@ -246,23 +229,12 @@ impl Hypercall {
                 count: ecx >> 8,
                 irq: (ecx & 0xff) as u8,
             },
-            number::SEND_DMA => Self::SendDma {
-                key: Phys(edx),
-                dma: Phys(ebx),
-            },
-            number::SET_PTE => Self::SetPte {
-                directory: Phys(edx),
-                address: Virt(ebx),
-                value: ecx,
-            },
-            number::SET_PMD => Self::SetPmd {
-                directory: Phys(edx),
-                index: ebx,
-            },
-            number::LOAD_TLS => Self::LoadTls {
-                descriptors: Phys(edx),
-                cpu: ebx,
-            },
+            number::SEND_DMA => Self::SendDma { key: Phys(edx), dma: Phys(ebx) },
+            number::SET_PTE => {
+                Self::SetPte { directory: Phys(edx), address: Virt(ebx), value: ecx }
+            }
+            number::SET_PMD => Self::SetPmd { directory: Phys(edx), index: ebx },
+            number::LOAD_TLS => Self::LoadTls { descriptors: Phys(edx), cpu: ebx },
             _ => return Err(UnknownHypercall(eax)),
         })
     }
@@ -277,32 +249,15 @@ impl Hypercall {
             Self::Crash { message } => [message.0, 0, 0],
             Self::LoadGdt { table, entries } => [table.0, entries, 0],
             Self::NewPgtable { directory } => [directory.0, 0, 0],
-            Self::FlushTlb {
-                scope: FlushScope::User,
-            } => [0, 0, 0],
-            Self::FlushTlb {
-                scope: FlushScope::All,
-            } => [1, 0, 0],
+            Self::FlushTlb { scope: FlushScope::User } => [0, 0, 0],
+            Self::FlushTlb { scope: FlushScope::All } => [1, 0, 0],
             Self::LoadIdtEntry { vector, low, high } => [vector, low, high],
-            Self::SetStack {
-                segment,
-                esp,
-                pages,
-            } => [segment, esp.0, pages],
+            Self::SetStack { segment, esp, pages } => [segment, esp.0, pages],
             Self::Ts { set } => [set as u32, 0, 0],
             Self::SetClockevent { nanoseconds } => [nanoseconds, 0, 0],
-            Self::BindDma {
-                key,
-                array,
-                count,
-                irq,
-            } => [key.0, array.0, count << 8 | irq as u32],
+            Self::BindDma { key, array, count, irq } => [key.0, array.0, count << 8 | irq as u32],
             Self::SendDma { key, dma } => [key.0, dma.0, 0],
-            Self::SetPte {
-                directory,
-                address,
-                value,
-            } => [directory.0, address.0, value],
+            Self::SetPte { directory, address, value } => [directory.0, address.0, value],
             Self::SetPmd { directory, index } => [directory.0, index, 0],
             Self::LoadTls { descriptors, cpu } => [descriptors.0, cpu, 0],
         };
@@ -368,53 +323,27 @@ impl fmt::Display for Hypercall {
             Self::Crash { message } => write!(f, " message={message}"),
             Self::LoadGdt { table, entries } => write!(f, " table={table} entries={entries}"),
             Self::NewPgtable { directory } => write!(f, " directory={directory}"),
-            Self::FlushTlb {
-                scope: FlushScope::User,
-            } => f.write_str(" user"),
-            Self::FlushTlb {
-                scope: FlushScope::All,
-            } => f.write_str(" all"),
+            Self::FlushTlb { scope: FlushScope::User } => f.write_str(" user"),
+            Self::FlushTlb { scope: FlushScope::All } => f.write_str(" all"),
             Self::LoadIdtEntry { vector, low, high } => {
                 let handler = Virt(high & 0xffff_0000 | low & 0xffff);
-                write!(
-                    f,
-                    " vector={vector} handler={handler} attributes={:#06x}",
-                    high & 0xffff
-                )
+                write!(f, " vector={vector} handler={handler} attributes={:#06x}", high & 0xffff)
             }
-            Self::SetStack {
-                segment,
-                esp,
-                pages,
-            } => {
+            Self::SetStack { segment, esp, pages } => {
                 write!(f, " segment={segment:#x} esp={esp} pages={pages}")
             }
             Self::Ts { set } => write!(f, " {}", if set { "set" } else { "clear" }),
             Self::SetClockevent { nanoseconds: 0 } => f.write_str(" off"),
             Self::SetClockevent { nanoseconds } => write!(f, " in={nanoseconds}ns"),
-            Self::BindDma {
-                key, array, irq: 0, ..
-            } => {
+            Self::BindDma { key, array, irq: 0, .. } => {
                 write!(f, " key={key} array={array} withdrawn")
             }
-            Self::BindDma {
-                key,
-                array,
-                count,
-                irq,
-            } => {
+            Self::BindDma { key, array, count, irq } => {
                 write!(f, " key={key} array={array} count={count} irq={irq}")
             }
             Self::SendDma { key, dma } => write!(f, " key={key} dma={dma}"),
-            Self::SetPte {
-                directory,
-                address,
-                value,
-            } => {
-                write!(
-                    f,
-                    " directory={directory} address={address} value={value:#010x}"
-                )
+            Self::SetPte { directory, address, value } => {
+                write!(f, " directory={directory} address={address} value={value:#010x}")
             }
             Self::SetPmd { directory, index } => write!(f, " directory={directory} index={index}"),
             Self::LoadTls { descriptors, cpu } => write!(f, " descriptors={descriptors} cpu={cpu}"),

@@ -45,7 +45,10 @@ fn null_exit() -> Duration {
 }
 
 /// A loop of `body`, `rounds` times.
-fn looped(rounds: u32, body: fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Duration {
+fn looped(
+    rounds: u32,
+    body: fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) -> Duration {
     let mut guest = Guest::user(|a| {
         let mut again = a.create_label();
         a.mov(ecx, rounds)?;
@@ -133,8 +136,10 @@ fn kicked() -> Duration {
     });
     let kicker = guest.vcpu.kicker();
     let (ask, asked) = std::sync::mpsc::channel::<()>();
-    let other = std::thread::spawn(move || while asked.recv().is_ok() {
-        kicker.kick();
+    let other = std::thread::spawn(move || {
+        while asked.recv().is_ok() {
+            kicker.kick();
+        }
     });
     let cost = best(ROUNDS, || {
         for _ in 0..ROUNDS {

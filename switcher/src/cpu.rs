@@ -157,7 +157,13 @@ pub struct Cpu {
 
 impl Cpu {
     pub(crate) fn new(frame: Box<Frame>) -> Self {
-        let mut cpu = Self { frame, segments: [Segment::default(); 6], virtual_flags: 0, cpl: 0, flat: false };
+        let mut cpu = Self {
+            frame,
+            segments: [Segment::default(); 6],
+            virtual_flags: 0,
+            cpl: 0,
+            flat: false,
+        };
         for register in [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds] {
             cpu.set_segment(register, Segment::flat_data(0x10));
         }

@@ -49,24 +49,10 @@ impl Range {
     fn new(start: u32, bytes: u32, file: OwnedFd, offset: u64) -> io::Result<Self> {
         let rights = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address the kernel chooses disturbs nobody.
-        let base = unsafe {
-            mmap(
-                null_mut(),
-                bytes as usize,
-                rights,
-                MapFlags::SHARED,
-                &file,
-                offset,
-            )?
-        };
+        let base =
+            unsafe { mmap(null_mut(), bytes as usize, rights, MapFlags::SHARED, &file, offset)? };
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self {
-            start,
-            bytes,
-            file,
-            offset,
-            base,
-        })
+        Ok(Self { start, bytes, file, offset, base })
     }
 }
 
@@ -109,12 +95,12 @@ impl GuestMemory {
         check_pages(0, bytes)?;
         let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
         ftruncate(&file, u64::from(bytes))?;
-        Self {
-            ranges: Vec::new(),
-            marks: Vec::new(),
-            code_writes: AtomicU64::new(0),
-        }
-        .with_file(GuestPhys(0), file, 0, bytes)
+        Self { ranges: Vec::new(), marks: Vec::new(), code_writes: AtomicU64::new(0) }.with_file(
+            GuestPhys(0),
+            file,
+            0,
+            bytes,
+        )
     }
 
     /// The same memory with another range: `bytes` of `file` from `offset` on appear at `at`.
@@ -147,9 +133,7 @@ impl GuestMemory {
     /// One past the highest physical address, saturated at 2³²−1.
     #[must_use]
     pub fn size(&self) -> u32 {
-        self.ranges
-            .last()
-            .map_or(0, |range| range.start.saturating_add(range.bytes))
+        self.ranges.last().map_or(0, |range| range.start.saturating_add(range.bytes))
     }
 
     /// Whether all of `at..at + len` is memory. Nothing at all (`len` 0) is, anywhere inside.
@@ -166,18 +150,12 @@ impl GuestMemory {
         self.check(at, into.len())?;
         let mut done = 0;
         while done < into.len() {
-            let (from, room) = self
-                .locate(at.0 + done as u32)
-                .ok_or(outside(at, into.len()))?;
+            let (from, room) = self.locate(at.0 + done as u32).ok_or(outside(at, into.len()))?;
             let piece = room.min(into.len() - done);
             // SAFETY: `from` is valid for `room` bytes, and the destination is the host's own
             // memory, which guest memory never overlaps. The copy goes through a pointer the
             // compiler knows nothing about, so each byte is read once.
-            unsafe {
-                into[done..]
-                    .as_mut_ptr()
-                    .copy_from_nonoverlapping(from, piece)
-            };
+            unsafe { into[done..].as_mut_ptr().copy_from_nonoverlapping(from, piece) };
             done += piece;
         }
         Ok(())
@@ -191,9 +169,7 @@ impl GuestMemory {
         self.check(at, from.len())?;
         let mut done = 0;
         while done < from.len() {
-            let (to, room) = self
-                .locate(at.0 + done as u32)
-                .ok_or(outside(at, from.len()))?;
+            let (to, room) = self.locate(at.0 + done as u32).ok_or(outside(at, from.len()))?;
             let piece = room.min(from.len() - done);
             // SAFETY: as in `read`, with the roles exchanged.
             unsafe { to.copy_from_nonoverlapping(from[done..].as_ptr(), piece) };
@@ -288,11 +264,7 @@ impl GuestMemory {
         let range = self.range(at)?;
         let inside = at - range.start;
         let room = (range.bytes - inside) / PAGE_SIZE;
-        Some((
-            range.file.as_fd(),
-            range.offset + u64::from(inside),
-            room.min(pages),
-        ))
+        Some((range.file.as_fd(), range.offset + u64::from(inside), room.min(pages)))
     }
 
     /// Number of frames from 0 to the highest.
@@ -310,9 +282,7 @@ impl GuestMemory {
 
     /// How often translated lines of this frame have been written to.
     pub(crate) fn code_version(&self, frame: u32) -> u32 {
-        self.marks
-            .get(frame as usize)
-            .map_or(0, |mark| mark.version.load(Ordering::Acquire))
+        self.marks.get(frame as usize).map_or(0, |mark| mark.version.load(Ordering::Acquire))
     }
 
     /// How often any translated line has been written to: one look tells that nothing changed.
@@ -360,9 +330,7 @@ impl GuestMemory {
     }
 
     fn range(&self, at: u32) -> Option<&Range> {
-        self.ranges
-            .iter()
-            .find(|range| at >= range.start && at - range.start < range.bytes)
+        self.ranges.iter().find(|range| at >= range.start && at - range.start < range.bytes)
     }
 
     /// Where the byte at `at` lies in this process, and how many follow it there.
@@ -402,20 +370,13 @@ impl CodeMark {
 }
 
 fn outside(at: GuestPhys, len: usize) -> OutsideMemory {
-    OutsideMemory {
-        at,
-        len: u32::try_from(len).unwrap_or(u32::MAX),
-    }
+    OutsideMemory { at, len: u32::try_from(len).unwrap_or(u32::MAX) }
 }
 
 fn check_pages(start: u32, bytes: u32) -> io::Result<()> {
     let whole = start.is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE);
     let fits = bytes > 0 && start.checked_add(bytes).is_some();
-    if whole && fits {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::InvalidInput.into())
-    }
+    if whole && fits { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 /// The bits of the lines that `len` bytes from `offset` on touch, within one page.
@@ -453,13 +414,7 @@ mod tests {
     fn outside_is_an_error_and_changes_nothing() {
         let memory = memory();
         let error = memory.write(GuestPhys(0x5ffe), &[1; 4]).unwrap_err();
-        assert_eq!(
-            error,
-            OutsideMemory {
-                at: GuestPhys(0x5ffe),
-                len: 4
-            }
-        );
+        assert_eq!(error, OutsideMemory { at: GuestPhys(0x5ffe), len: 4 });
         assert_eq!(memory.read_u16(GuestPhys(0x5ffe)).unwrap(), 0);
         assert!(memory.read_u32(GuestPhys(u32::MAX - 1)).is_err());
         assert!(memory.read_u32(GuestPhys(0x6000)).is_err());
@@ -483,16 +438,9 @@ mod tests {
         memory.write_u32(GuestPhys(0x107c), 1).unwrap();
         assert_eq!((memory.code_version(1), memory.code_writes()), (version, 0));
         memory.write(GuestPhys(0x107e), &[0; 4]).unwrap();
-        assert_eq!(
-            (memory.code_version(1), memory.code_writes()),
-            (version + 1, 1)
-        );
+        assert_eq!((memory.code_version(1), memory.code_writes()), (version + 1, 1));
         memory.write_u32(GuestPhys(0x1080), 1).unwrap();
-        assert_eq!(
-            memory.code_writes(),
-            1,
-            "the mark is gone after the first write"
-        );
+        assert_eq!(memory.code_writes(), 1, "the mark is gone after the first write");
     }
 
     #[test]

@@ -15,7 +15,9 @@ use proptest::prelude::*;
 const TOP: u32 = 0xffff_f000;
 
 /// A user program with memory in the first page and the last one too.
-fn at_both_ends(program: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Guest {
+fn at_both_ends(
+    program: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) -> Guest {
     let mut guest = Guest::user(program);
     guest.provide(0, 1, true);
     guest.provide(TOP, 1, true);
@@ -79,7 +81,9 @@ fn one_operand_does_not_cross_the_top() {
 #[test]
 fn bit_strings_reach_half_a_gigabyte_around_themselves_and_no_farther() {
     // The bit is 2^31 bits below (256 MiB) and just under that above; from either end it wraps.
-    for (base, index) in [(0u32, i32::MIN), (0, -8), (0xffff_fffc, i32::MAX), (0xffff_fffc, 64), (DATA, 77)] {
+    for (base, index) in
+        [(0u32, i32::MIN), (0, -8), (0xffff_fffc, i32::MAX), (0xffff_fffc, 64), (DATA, 77)]
+    {
         let target = base.wrapping_add((index >> 5 << 2) as u32);
         let mut guest = Guest::user(|a| {
             a.bts(dword_ptr(ebx), ecx)?;

@@ -4,7 +4,9 @@ mod guest;
 
 use guest::*;
 use iced_x86::code_asm::*;
-use lguest_switcher::{Config, Exception, Exit, Gpr, GuestVirt, PAGE_SIZE, Segment, SegmentRegister};
+use lguest_switcher::{
+    Config, Exception, Exit, Gpr, GuestVirt, PAGE_SIZE, Segment, SegmentRegister,
+};
 
 #[test]
 fn a_loop_adds_up() {

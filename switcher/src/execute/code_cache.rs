@@ -29,6 +29,9 @@ pub(crate) struct CodeCache {
     written: bool,
 }
 
+// SAFETY: both views belong to the cache, and any thread may use them.
+unsafe impl Send for CodeCache {}
+
 /// The cache has no room for a unit: it must be emptied first.
 #[derive(Debug)]
 pub(crate) struct CacheFull;
@@ -49,16 +52,8 @@ impl CodeCache {
         ftruncate(&file, u64::from(bytes))?;
         let view = |rights| {
             // SAFETY: a fresh mapping at an address the kernel chooses disturbs nobody.
-            let start = unsafe {
-                mmap(
-                    null_mut(),
-                    bytes as usize,
-                    rights,
-                    MapFlags::SHARED,
-                    &file,
-                    0,
-                )?
-            };
+            let start =
+                unsafe { mmap(null_mut(), bytes as usize, rights, MapFlags::SHARED, &file, 0)? };
             NonNull::new(start.cast::<u8>()).ok_or(io::Error::from(io::ErrorKind::OutOfMemory))
         };
         let writable = view(ProtFlags::READ | ProtFlags::WRITE)?;
@@ -66,14 +61,7 @@ impl CodeCache {
             // SAFETY: the view that was just made, and that nobody will use.
             let _ = unsafe { munmap(writable.as_ptr().cast(), bytes as usize) };
         })?;
-        Ok(Self {
-            writable,
-            executable,
-            bytes,
-            hot: 0,
-            cold: 0,
-            written: false,
-        })
+        Ok(Self { writable, executable, bytes, hot: 0, cold: 0, written: false })
     }
 
     /// Address of offset 0 in the view for running.
@@ -125,10 +113,7 @@ impl CodeCache {
     }
 
     fn copy(&mut self, at: u32, from: &[u8]) {
-        assert!(
-            at as usize + from.len() <= self.bytes as usize,
-            "inside the code cache"
-        );
+        assert!(at as usize + from.len() <= self.bytes as usize, "inside the code cache");
         // SAFETY: inside the view for writing, as just checked; `&mut self` and the fact that no
         // translated code runs while Rust does make it exclusive.
         unsafe {
@@ -166,10 +151,7 @@ mod tests {
         assert_eq!(cache.cursors(), (69, 0x2001));
         cache.patch(65, 0x2000);
         assert!(cache.take_written());
-        assert_eq!(
-            [64, 65, 66, 67, 68].map(|at| byte(&cache, at)),
-            [0xe9, 0xbb, 0x1f, 0, 0]
-        );
+        assert_eq!([64, 65, 66, 67, 68].map(|at| byte(&cache, at)), [0xe9, 0xbb, 0x1f, 0, 0]);
         assert_eq!(byte(&cache, 0x2000), 0xc3);
     }
 

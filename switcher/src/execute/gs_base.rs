@@ -32,7 +32,9 @@ fn write(base: u64) {
     let allowed = || unsafe { libc::getauxval(libc::AT_HWCAP2) } & HWCAP2_FSGSBASE != 0;
     if *INSTRUCTION.get_or_init(allowed) {
         // SAFETY: the kernel has enabled the instruction, and nothing but translated code uses GS.
-        unsafe { std::arch::asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
+        unsafe {
+            std::arch::asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags))
+        };
     } else {
         // SAFETY: as above. It can only fail for an address outside user space.
         let done = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base) };

@@ -46,11 +46,7 @@ impl JumpTable {
 
     /// A table that stays empty, so that every lookup asks Rust.
     pub(crate) fn barren() -> Result<Self, SetupError> {
-        Ok(Self {
-            space: reserve(ProtFlags::READ)?,
-            filled: Vec::new(),
-            touched: BUDGET,
-        })
+        Ok(Self { space: reserve(ProtFlags::READ)?, filled: Vec::new(), touched: BUDGET })
     }
 
     /// Address of entry 0.
@@ -112,13 +108,7 @@ impl JumpTable {
 
 fn reserve(rights: ProtFlags) -> Result<Reservation, SetupError> {
     let purpose = "a table of indirect-jump targets";
-    Reservation::new(&Shape {
-        purpose,
-        bytes: BYTES,
-        align: HOST_PAGE,
-        guard: 0,
-        rights,
-    })
+    Reservation::new(&Shape { purpose, bytes: BYTES, align: HOST_PAGE, guard: 0, rights })
 }
 
 #[cfg(test)]
@@ -138,10 +128,7 @@ mod tests {
         table.set(0x1fff, 3);
         table.set(u32::MAX, 4);
         table.clear_page(1);
-        assert_eq!(
-            [0, 0x1000, 0x1fff, u32::MAX].map(|eip| get(&table, eip)),
-            [1, 0, 0, 4]
-        );
+        assert_eq!([0, 0x1000, 0x1fff, u32::MAX].map(|eip| get(&table, eip)), [1, 0, 0, 4]);
         table.clear();
         assert_eq!([0, u32::MAX].map(|eip| get(&table, eip)), [0, 0]);
     }

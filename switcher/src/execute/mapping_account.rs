@@ -22,9 +22,7 @@ pub(crate) fn limit() -> usize {
     static LIMIT: OnceLock<usize> = OnceLock::new();
     *LIMIT.get_or_init(|| {
         let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
-        let limit = text
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(USUAL_LIMIT);
+        let limit = text.and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL_LIMIT);
         limit.saturating_sub(RESERVE).max(limit / 2)
     })
 }

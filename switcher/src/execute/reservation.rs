@@ -46,11 +46,7 @@ impl Reservation {
         let length = shape.bytes + 2 * shape.guard;
         let (start, room) = (reserve(length + shape.align)?, length + shape.align);
         let base = (start + shape.guard).next_multiple_of(shape.align);
-        let reservation = Self {
-            start: base - shape.guard,
-            length,
-            base,
-        };
+        let reservation = Self { start: base - shape.guard, length, base };
         let (end, all) = (reservation.start + length, start + room);
         // SAFETY: both surplus ends were just reserved here, and nobody else knows of them.
         unsafe {

@@ -72,7 +72,8 @@ impl Drop for Stack {
             let mut there: libc::stack_t = zeroed();
             libc::sigaltstack(null(), &raw mut there);
             if there.ss_sp == self.start {
-                let none = libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+                let none =
+                    libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
                 libc::sigaltstack(&raw const none, null_mut());
             }
             let _ = munmap(self.start, self.bytes);

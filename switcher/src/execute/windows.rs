@@ -137,10 +137,7 @@ impl Window {
     }
 
     fn get(&self, page: u32) -> Record {
-        let piece = self
-            .record
-            .get(page as usize / PIECE)
-            .and_then(Option::as_deref);
+        let piece = self.record.get(page as usize / PIECE).and_then(Option::as_deref);
         piece.map_or(Record::default(), |piece| piece[page as usize % PIECE])
     }
 
@@ -162,9 +159,7 @@ impl Window {
     fn borders(&self, page: u32, pages: u32) -> usize {
         let first = page.saturating_sub(1);
         let last = (page + pages).min((WINDOW / 4096) as u32 - 1);
-        (first..last)
-            .filter(|&page| !self.get(page).merges_with(self.get(page + 1)))
-            .count()
+        (first..last).filter(|&page| !self.get(page).merges_with(self.get(page + 1))).count()
     }
 
     /// Changes records by `change`, and keeps the count of mappings right.
@@ -179,15 +174,10 @@ impl Window {
     /// Pages with a record, in order.
     fn known(&self) -> impl Iterator<Item = (u32, Record)> {
         let pieces = self.record.iter().enumerate();
-        pieces
-            .filter_map(|(i, piece)| Some((i, piece.as_deref()?)))
-            .flat_map(|(i, piece)| {
-                let pages = piece
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, record)| record.is_known());
-                pages.map(move |(j, &record)| ((i * PIECE + j) as u32, record))
-            })
+        pieces.filter_map(|(i, piece)| Some((i, piece.as_deref()?))).flat_map(|(i, piece)| {
+            let pages = piece.iter().enumerate().filter(|(_, record)| record.is_known());
+            pages.map(move |(j, &record)| ((i * PIECE + j) as u32, record))
+        })
     }
 }
 
@@ -215,17 +205,8 @@ impl Windows {
     /// No window yet. All windows of the process together get at most `limit` mappings.
     pub(crate) fn new(memory: Arc<GuestMemory>, limit: usize) -> Self {
         let frames = memory.frames() as usize;
-        let places = Places {
-            first: vec![Places::NONE; frames],
-            more: HashMap::new(),
-        };
-        Self {
-            memory,
-            windows: Vec::new(),
-            places,
-            code: vec![0; frames.div_ceil(64)],
-            limit,
-        }
+        let places = Places { first: vec![Places::NONE; frames], more: HashMap::new() };
+        Self { memory, windows: Vec::new(), places, code: vec![0; frames.div_ceil(64)], limit }
     }
 
     /// Another window, empty.
@@ -252,14 +233,12 @@ impl Windows {
 
     /// Host address of guest address 0 in a window.
     pub(crate) fn base(&self, slot: Slot) -> u64 {
-        self.window(slot)
-            .map_or(crate::frame::POISON, |window| window.space.base())
+        self.window(slot).map_or(crate::frame::POISON, |window| window.space.base())
     }
 
     /// What is recorded of a page.
     pub(crate) fn get(&self, slot: Slot, page: u32) -> Record {
-        self.window(slot)
-            .map_or(Record::default(), |window| window.get(page))
+        self.window(slot).map_or(Record::default(), |window| window.get(page))
     }
 
     /// Pages mapped in a window.
@@ -298,11 +277,7 @@ impl Windows {
         if self.get(slot, page).is_known() || !self.is_memory(frame) {
             return;
         }
-        if let Some(window) = self
-            .windows
-            .get_mut(slot.0 as usize)
-            .and_then(Option::as_mut)
-        {
+        if let Some(window) = self.windows.get_mut(slot.0 as usize).and_then(Option::as_mut) {
             window.set(page, Record::new(frame, mapping.writable, mapping.user));
             self.places.add(frame, place(slot, page));
         }
@@ -314,10 +289,7 @@ impl Windows {
         let mut left = mapping.pages.min((WINDOW / 4096) as u32 - page);
         while left > 0 {
             let wanted = |frame| Record::new(frame, mapping.writable, mapping.user);
-            let pages = self
-                .memory
-                .backing(frame, left)
-                .map_or(1, |(_, _, pages)| pages);
+            let pages = self.memory.backing(frame, left).map_or(1, |(_, _, pages)| pages);
             if self.is_memory(frame) {
                 self.map_run(slot, page, wanted(frame), pages)?;
             }
@@ -339,43 +311,21 @@ impl Windows {
         };
         let (page, pages) = (page + first, last - first + 1);
         let wanted = Record(wanted.0 + (first << 12));
-        let code: Vec<u32> = (0..pages)
-            .filter(|i| self.is_code(wanted.frame() + i))
-            .collect();
-        let Some(window) = self
-            .windows
-            .get_mut(slot.0 as usize)
-            .and_then(Option::as_mut)
-        else {
+        let code: Vec<u32> = (0..pages).filter(|i| self.is_code(wanted.frame() + i)).collect();
+        let Some(window) = self.windows.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
             return Ok(());
         };
         if account::count() + 2 + 2 * code.len() > self.limit {
             return Err(NoMapping);
         }
-        let (file, offset, _) = self
-            .memory
-            .backing(wanted.frame(), pages)
-            .ok_or(NoMapping)?;
-        let populate = if pages <= POPULATE {
-            MapFlags::POPULATE
-        } else {
-            MapFlags::empty()
-        };
+        let (file, offset, _) = self.memory.backing(wanted.frame(), pages).ok_or(NoMapping)?;
+        let populate = if pages <= POPULATE { MapFlags::POPULATE } else { MapFlags::empty() };
         let flags = MapFlags::SHARED | MapFlags::FIXED | populate;
         let (address, bytes) = (window.address(page), pages as usize * PAGE_SIZE as usize);
         // SAFETY: the range lies inside the window's reservation, which only translated code
         // uses, and that isn't running.
-        unsafe {
-            mmap(
-                pointer(address),
-                bytes,
-                wanted.rights(),
-                flags,
-                file,
-                offset,
-            )
-        }
-        .map_err(|_| NoMapping)?;
+        unsafe { mmap(pointer(address), bytes, wanted.rights(), flags, file, offset) }
+            .map_err(|_| NoMapping)?;
         window.update(page, pages, |window| {
             for i in 0..pages {
                 let (old, place) = (window.get(page + i), place(slot, page + i));
@@ -402,30 +352,20 @@ impl Windows {
 
     /// Forgets what a run of pages shows.
     pub(crate) fn forget(&mut self, slot: Slot, page: u32, pages: u32) {
-        let Some(window) = self
-            .windows
-            .get_mut(slot.0 as usize)
-            .and_then(Option::as_mut)
-        else {
+        let Some(window) = self.windows.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
             return;
         };
         let end = page.saturating_add(pages).min((WINDOW / 4096) as u32);
-        let known: Vec<u32> = (page..end)
-            .filter(|&page| window.get(page).is_known())
-            .collect();
+        let known: Vec<u32> = (page..end).filter(|&page| window.get(page).is_known()).collect();
         let (Some(&first), Some(&last)) = (known.first(), known.last()) else {
             return;
         };
         if known.iter().any(|&page| window.get(page).is_mapped()) {
-            close(
-                window.address(first),
-                u64::from(last - first + 1) * u64::from(PAGE_SIZE),
-            );
+            close(window.address(first), u64::from(last - first + 1) * u64::from(PAGE_SIZE));
         }
         window.update(first, last - first + 1, |window| {
             for page in known {
-                self.places
-                    .remove(window.get(page).frame(), place(slot, page));
+                self.places.remove(window.get(page).frame(), place(slot, page));
                 window.set(page, Record::default());
             }
         });
@@ -433,11 +373,7 @@ impl Windows {
 
     /// Forgets everything a window shows.
     pub(crate) fn forget_all(&mut self, slot: Slot) {
-        let Some(window) = self
-            .windows
-            .get_mut(slot.0 as usize)
-            .and_then(Option::as_mut)
-        else {
+        let Some(window) = self.windows.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
             return;
         };
         for (page, record) in window.known() {
@@ -453,20 +389,11 @@ impl Windows {
 
     /// Unmaps everything in a window; the records stay.
     pub(crate) fn drop_mappings(&mut self, slot: Slot) {
-        let Some(window) = self
-            .windows
-            .get_mut(slot.0 as usize)
-            .and_then(Option::as_mut)
-        else {
+        let Some(window) = self.windows.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
             return;
         };
         close(window.address(0), WINDOW);
-        for record in window
-            .record
-            .iter_mut()
-            .flatten()
-            .flat_map(|piece| piece.iter_mut())
-        {
+        for record in window.record.iter_mut().flatten().flat_map(|piece| piece.iter_mut()) {
             record.0 &= !(Record::MAPPED | Record::PROTECTED);
         }
         account::changed(window.mappings, 1);
@@ -552,10 +479,7 @@ fn close(address: u64, bytes: u64) {
         unsafe { mmap_anonymous(pointer(address), bytes as usize, ProtFlags::empty(), flags) };
     // Replacing mappings by one that joins its neighbours needs at most one mapping more, which
     // the account keeps in reserve.
-    assert!(
-        done.is_ok(),
-        "the kernel refuses to unmap a window: {done:?}"
-    );
+    assert!(done.is_ok(), "the kernel refuses to unmap a window: {done:?}");
 }
 
 /// Where a page is: its window and its number in one word.
@@ -614,11 +538,7 @@ impl Places {
     fn of(&self, frame: u32) -> Vec<u32> {
         let first = self.first.get(frame as usize).into_iter().flatten();
         let more = self.more.get(&frame).into_iter().flatten();
-        first
-            .chain(more)
-            .copied()
-            .filter(|&place| place != Self::FREE)
-            .collect()
+        first.chain(more).copied().filter(|&place| place != Self::FREE).collect()
     }
 }
 

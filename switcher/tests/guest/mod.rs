@@ -115,7 +115,9 @@ impl Guest {
 
     /// A kernel program at [`KERNEL`], at level 0, with memory at [`KERNEL_DATA`] (four pages), the user's
     /// memory at [`DATA`], and a stack.
-    pub(crate) fn kernel(program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Self {
+    pub(crate) fn kernel(
+        program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    ) -> Self {
         let mut guest = Self::bare();
         guest.provide(KERNEL, 4, false);
         guest.provide(KERNEL_DATA, 4, false);

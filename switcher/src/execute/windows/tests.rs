@@ -14,13 +14,7 @@ fn windows() -> (Arc<GuestMemory>, Windows, Slot) {
 
 fn run(page: u32, frame: u32, pages: u32, writable: bool) -> Mapping {
     let (virt, phys) = (GuestVirt(page * PAGE_SIZE), GuestPhys(frame * PAGE_SIZE));
-    Mapping {
-        virt,
-        phys,
-        pages,
-        writable,
-        user: false,
-    }
+    Mapping { virt, phys, pages, writable, user: false }
 }
 
 fn peek(windows: &Windows, slot: Slot, at: u32) -> u32 {
@@ -103,17 +97,10 @@ fn the_account_follows_the_kernel() {
     let base = windows.base(slot);
     let text = std::fs::read_to_string("/proc/self/maps").unwrap();
     let inside = text.lines().filter(|line| {
-        let start = line
-            .split('-')
-            .next()
-            .and_then(|start| u64::from_str_radix(start, 16).ok());
+        let start = line.split('-').next().and_then(|start| u64::from_str_radix(start, 16).ok());
         start.is_some_and(|start| start >= base && start < base + WINDOW)
     });
-    assert_eq!(
-        inside.count(),
-        0,
-        "one mapping, which starts with the guard"
-    );
+    assert_eq!(inside.count(), 0, "one mapping, which starts with the guard");
 }
 
 #[test]
@@ -122,10 +109,7 @@ fn near_the_limit_mapping_is_refused_and_dropping_a_window_helps() {
     let mut windows = Windows::new(memory, account::count() + 40);
     let slot = windows.create().unwrap();
     let mut made = 0;
-    while windows
-        .map(slot, &run(made * 2, made % PAGES, 1, true))
-        .is_ok()
-    {
+    while windows.map(slot, &run(made * 2, made % PAGES, 1, true)).is_ok() {
         made += 1;
         assert!(made < 100);
     }
