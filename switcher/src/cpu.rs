@@ -230,10 +230,6 @@ impl Cpu {
 
     /// cs, ss, ds and es all start at 0 and reach to 4 GiB, so that translated code can ignore
     /// them.
-    pub(crate) fn is_flat(&self) -> bool {
-        self.flat
-    }
-
     fn find_flat(&self) -> bool {
         let data = [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds];
         let flat = |s: Segment| s.is_unlimited() && s.base == 0 && s.is_32bit();

@@ -120,7 +120,7 @@ impl GuestMemory {
             u64::from(at.0) < u64::from(range.start) + u64::from(range.bytes)
                 && u64::from(range.start) < u64::from(at.0) + u64::from(bytes)
         };
-        if offset % u64::from(PAGE_SIZE) != 0 || self.ranges.iter().any(overlaps) {
+        if !offset.is_multiple_of(u64::from(PAGE_SIZE)) || self.ranges.iter().any(overlaps) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         self.ranges.push(Range::new(at.0, bytes, file, offset)?);
@@ -295,13 +295,6 @@ impl GuestMemory {
     pub(crate) fn unmark_code(&self, frame: u32) -> bool {
         let mark = self.marks.get(frame as usize);
         mark.is_some_and(|mark| mark.note(u32::MAX, &self.code_writes))
-    }
-
-    /// Whether the bytes at `at` share a line with translated code. They mustn't cross a page.
-    pub(crate) fn holds_code(&self, at: GuestPhys, len: u32) -> bool {
-        self.marks
-            .get(at.page_number() as usize)
-            .is_some_and(|mark| mark.lines.load(Ordering::Acquire) & lines(at.offset(), len) != 0)
     }
 
     fn note_write(&self, at: GuestPhys, len: usize) {

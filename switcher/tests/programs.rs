@@ -79,7 +79,7 @@ fn calls_through_registers_and_memory_between_pages() {
         a.ret()
     });
     guest.finish();
-    let expected = (0..100).fold(0u32, |sum, _| ((sum + 3) * 2 & 0xfff) + 3);
+    let expected = (0..100).fold(0u32, |sum, _| (((sum + 3) * 2) & 0xfff) + 3);
     assert_eq!(guest.gpr(Gpr::Eax), expected);
     assert!(guest.vcpu.statistics().units < 20);
 }

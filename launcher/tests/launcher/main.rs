@@ -1,6 +1,7 @@
 //! The launcher as its users see it: the library's public face, and the real command.
 
 mod book;
+mod bundled_guest;
 mod command;
 mod console;
 mod elf_file;

@@ -2,6 +2,7 @@
 
 use crate::command::file;
 use crate::tiny_guest::{READY, crashing, echoing, power_off, spinning};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{read, write};
 use rustix::process::{Pid, Signal, kill_process};
@@ -34,16 +35,14 @@ impl Terminal {
     /// Boots a guest at this terminal.
     fn run(&self, kernel: &[u8]) -> Child {
         let kernel = file(kernel);
+        // The kernel's file lives until it was read: by then the terminal is raw.
+        self.start(Command::new(env!("CARGO_BIN_EXE_lguest")).arg("run").arg(&kernel))
+    }
+
+    /// Starts the command at this terminal, and waits until the guest has the keyboard.
+    fn start(&self, command: &mut Command) -> Child {
         let open = || self.device.try_clone().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_lguest"))
-            .arg("run")
-            .arg(&kernel)
-            .stdin(open())
-            .stdout(open())
-            .stderr(open())
-            .spawn()
-            .unwrap();
-        // The kernel's file must live until it was read.
+        let child = command.stdin(open()).stdout(open()).stderr(open()).spawn().unwrap();
         self.wait_until(|modes| !modes.contains(LocalModes::ICANON), Some(child.id()));
         child
     }
@@ -76,11 +75,16 @@ impl Terminal {
     /// Reads what is on the screen, until this is.
     fn expect(&self, text: &str) -> String {
         let mut seen = Vec::new();
+        let end = Instant::now() + SOON;
         loop {
             let so_far = String::from_utf8_lossy(&seen).into_owned();
             if so_far.contains(text) {
                 return so_far;
             }
+            let left = end.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap();
+            let readable = poll(&mut [PollFd::new(&self.person, PollFlags::IN)], Some(&left));
+            assert_eq!(readable, Ok(1), "no {text:?} in {so_far:?}");
             let mut piece = [0; 256];
             let count = read(&self.person, &mut piece).unwrap();
             seen.extend(&piece[..count]);
@@ -184,4 +188,34 @@ fn the_terminal_is_as_before_when_the_process_itself_crashes() {
         assert_eq!(status.code(), None, "it dies of {signal:?}, as it would have");
         assert!(terminal.is_as_before(), "{signal:?}");
     }
+}
+
+#[test]
+fn a_person_can_use_the_bundled_guest() {
+    let terminal = Terminal::new();
+    let mut child = terminal.start(Command::new(env!("CARGO_BIN_EXE_lguest")).arg("run"));
+    terminal.expect("lguest# ");
+    terminal.type_keys(b"ecko\x7f\x7fho hello\r");
+    let seen = terminal.expect("lguest# ");
+    assert!(seen.ends_with("\r\nhello\r\nlguest# "), "{seen:?}");
+    terminal.type_keys(b"spin\r");
+    terminal.expect("spin\r\n");
+    thread::sleep(Duration::from_millis(100));
+    terminal.type_keys(b"\x03");
+    let seen = terminal.expect("lguest# ");
+    assert!(seen.contains("[2] ended by signal 2"), "{seen:?}");
+    terminal.type_keys(b"poweroff\r");
+    assert_eq!(ended(&mut child).code(), Some(0));
+    assert!(terminal.is_as_before());
+}
+
+#[test]
+fn a_panic_of_the_bundled_kernel_leaves_the_terminal_as_before() {
+    let terminal = Terminal::new();
+    let mut child = terminal.start(Command::new(env!("CARGO_BIN_EXE_lguest")).arg("run"));
+    terminal.expect("lguest# ");
+    terminal.type_keys(b"crash at a terminal\r");
+    assert_eq!(ended(&mut child).code(), Some(1));
+    assert!(terminal.is_as_before());
+    terminal.expect("lguest: the guest crashed: panic: at a terminal");
 }

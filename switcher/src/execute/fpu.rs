@@ -81,7 +81,7 @@ fn evict(owner: &mut Option<Rc<UnsafeCell<SavedFpu>>>) {
     if let Some(owner) = owner.take() {
         // SAFETY: as in `claim`. `fnsave` initialises the x87 state afterwards, which is what Rust
         // and C expect to find.
-        unsafe { asm!("fnsave [{}]", in(reg) owner.get(), options(nostack)) };
+        unsafe { asm!("fnsave [{}]", in(reg) &raw mut (*owner.get()).0, options(nostack)) };
     }
 }
 

@@ -62,11 +62,6 @@ impl Running {
     pub(crate) unsafe fn new(frame: *mut Frame, code: Range<u64>, map: *const HostMap) -> Self {
         Self { frame, code, map, stepping: Cell::new(false) }
     }
-
-    /// The frame it was made with, to be compared.
-    pub(crate) fn frame(&self) -> *const Frame {
-        self.frame
-    }
 }
 
 /// While it lives, signals on this thread belong to one virtual CPU.

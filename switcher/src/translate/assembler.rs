@@ -21,8 +21,6 @@ impl Reg {
     pub(super) const R9: Self = Self(9);
     /// Second scratch register: where [`Reg::R9`] counts from.
     pub(super) const R10: Self = Self(10);
-    /// The indirect-jump table.
-    pub(super) const TABLE: Self = Self(11);
     /// The guest's esp.
     pub(super) const STACK: Self = Self(12);
     /// Third scratch register: a value on its way, or a jump's target.

@@ -58,7 +58,7 @@ pub(crate) use unit::translate;
 pub(crate) struct Assumptions {
     /// Level 3. Nothing is emitted differently for it; it keeps the worlds apart.
     pub(crate) user: bool,
-    /// [`Cpu::is_flat`](crate::cpu::Cpu::is_flat): cs, ss, ds and es needn't be looked at.
+    /// cs, ss, ds and es all start at 0 and reach to 4 GiB: they needn't be looked at.
     pub(crate) flat: bool,
     /// Stop after one instruction.
     pub(crate) step: bool,
@@ -108,8 +108,6 @@ pub(crate) struct Unit {
     pub(crate) cold: Vec<u8>,
     /// Where each guest instruction begins, in ascending order of host offset.
     pub(crate) points: Vec<Point>,
-    /// Jumps to code of the same page that isn't translated yet.
-    pub(crate) chains: Vec<Chain>,
     /// Bytes of guest code from [`Request::eip`] on that the unit depends on.
     pub(crate) guest_len: u32,
 }
@@ -133,16 +131,6 @@ pub(crate) struct Point {
     /// A repeated string instruction: whoever interrupts it anywhere before the next point may
     /// leave with this point's eip.
     pub(crate) rep: bool,
-}
-
-/// A jump that goes to an exit ([`Reason::Chain`](crate::frame::Reason::Chain)) until its
-/// target is translated.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Chain {
-    /// Cache offset of the jump's rel32.
-    pub(crate) site: u32,
-    /// Guest address of the target, in the same page.
-    pub(crate) target: u32,
 }
 
 /// The first instruction runs over the end of the bytes given.

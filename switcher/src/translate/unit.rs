@@ -7,7 +7,7 @@ use super::assembler::{Assembler, OpenJump};
 use super::classify::Way;
 use super::plan::{End, Plan, Step, is_too_long, plan};
 use super::stubs::{exit, exit_with};
-use super::{Chain, NeedsMore, Point, Request, Route, Unit};
+use super::{NeedsMore, Point, Request, Route, Unit};
 use crate::frame::Reason;
 use iced_x86::{Encoder, Instruction};
 
@@ -162,29 +162,17 @@ impl<'r> Translator<'r> {
             End::Next(eip) => self.go_to(eip),
             End::Straddler(eip) => exit_with(&mut self.hot, Reason::Chain, eip, 0),
         }
-        let mut chains = Vec::new();
         for (jump, target) in std::mem::take(&mut self.branches) {
             if let Some(host) = self.inside(target) {
                 self.hot.close(jump, host);
                 continue;
             }
-            let site = jump.site();
+            let site = if self.request.assumptions.flat { jump.site() } else { 0 };
             self.hot.close(jump, self.cold.here());
-            if self.request.assumptions.flat {
-                exit_with(&mut self.cold, Reason::Chain, target, site);
-                chains.push(Chain { site, target });
-            } else {
-                exit_with(&mut self.cold, Reason::Chain, target, 0);
-            }
+            exit_with(&mut self.cold, Reason::Chain, target, site);
         }
         let guest_len = plan.steps.iter().map(|step| step.instruction.len() as u32).sum();
-        Unit {
-            hot: self.hot.finish(),
-            cold: self.cold.finish(),
-            points: self.points,
-            chains,
-            guest_len,
-        }
+        Unit { hot: self.hot.finish(), cold: self.cold.finish(), points: self.points, guest_len }
     }
 
     /// Host offset of an instruction of this unit that may be jumped to.

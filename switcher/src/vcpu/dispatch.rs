@@ -9,7 +9,7 @@ use crate::environment::{Access, Environment, PageFault};
 use crate::execute::code_cache::CacheFull;
 use crate::execute::windows::Slot;
 use crate::exit::{Exception, Exit};
-use crate::translate::{Assumptions, NeedsMore, Request, decoder, translate};
+use crate::translate::{NeedsMore, Request, decoder, translate};
 use iced_x86::{DecoderError, Instruction};
 
 /// The longest instruction (SDM volume 2, section "Instruction Format").
