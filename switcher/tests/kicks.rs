@@ -197,3 +197,45 @@ fn a_kicker_may_outlive_its_processor() {
     kicker.kick();
     kicker.clone().kick();
 }
+
+/// A handler of somebody else's may be running on top of translated code when the kick comes.
+#[test]
+fn a_kick_is_noticed_though_another_signal_was_quicker() {
+    extern "C" fn slow(_: libc::c_int) {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(200) {}
+    }
+    // SAFETY: the handler only looks at the clock, and nobody else uses this signal.
+    let thread = unsafe {
+        libc::signal(libc::SIGUSR2, slow as *const () as libc::sighandler_t);
+        libc::pthread_self()
+    };
+    let mut guest = Guest::user(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.inc(eax)?;
+        a.jmp(again)
+    });
+    for round in 0..50 {
+        let kicker = guest.vcpu.kicker();
+        let (answered, other_sees) = (Arc::new(AtomicBool::new(false)), Instant::now());
+        let until = answered.clone();
+        let other = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_micros(300));
+            // SAFETY: the thread waits for this one.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+            std::thread::sleep(Duration::from_micros(10));
+            kicker.kick();
+            while !until.load(Ordering::SeqCst) && other_sees.elapsed() < Duration::from_secs(2) {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            if !until.load(Ordering::SeqCst) {
+                eprintln!("kick {round} is lost");
+                std::process::abort();
+            }
+        });
+        assert_eq!(guest.run(), Exit::Kicked);
+        answered.store(true, Ordering::SeqCst);
+        other.join().unwrap();
+    }
+}

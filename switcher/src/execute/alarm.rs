@@ -9,34 +9,49 @@ use super::kick::Kick;
 use super::signals;
 use std::io;
 use std::mem::zeroed;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A timer of the calling thread. It must be dropped on that thread.
+/// Two timers of the calling thread. They must be dropped on that thread.
 pub(crate) struct Alarm {
     timer: libc::timer_t,
-    kick: Arc<Kick>,
+    retry: Retry,
+    /// Kept for the signals that are on their way.
+    _kick: Arc<Kick>,
+}
+
+/// A timer for the signal handler: a kick that came at a bad moment comes again a little later.
+#[derive(Clone, Copy)]
+pub(crate) struct Retry(libc::timer_t);
+
+impl Retry {
+    /// How much later. A handler that got in the way takes less.
+    const PAUSE: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 20_000 };
+
+    /// Sends the kick signal to this thread again, soon. Safe in a signal handler.
+    pub(crate) fn soon(self) {
+        ring(self.0, Self::PAUSE);
+    }
 }
 
 impl Alarm {
     /// An alarm that isn't set. The signal handlers must be installed.
     pub(crate) fn new(kick: Arc<Kick>) -> Result<Self, SetupError> {
-        let signal = signals::kick_signal().ok_or(SetupError::Config("no signal handlers"))?;
-        // SAFETY: all zeros is a valid `sigevent`; the `Kick` it points to lives until `drop` has taken the
-        // last signal.
-        unsafe {
-            let mut event: libc::sigevent = zeroed();
-            event.sigev_notify = libc::SIGEV_THREAD_ID;
-            event.sigev_signo = signal;
-            event.sigev_notify_thread_id = signals::this_thread();
-            event.sigev_value.sival_ptr = Arc::as_ptr(&kick).cast_mut().cast();
-            let mut timer = null_mut();
-            match libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) {
-                0 => Ok(Self { timer, kick }),
-                _ => Err(SetupError::Timer(io::Error::last_os_error())),
+        let timer = create(Arc::as_ptr(&kick))?;
+        match create(null()) {
+            Ok(retry) => Ok(Self { timer, retry: Retry(retry), _kick: kick }),
+            Err(error) => {
+                // SAFETY: it exists, and was never set.
+                unsafe { libc::timer_delete(timer) };
+                Err(error)
             }
         }
+    }
+
+    /// The timer for the signal handler. It is gone with the alarm.
+    pub(crate) fn retry(&self) -> Retry {
+        self.retry
     }
 
     /// Rings once, `after` from now; `None`: never. Replaces what was set before.
@@ -47,12 +62,36 @@ impl Alarm {
             tv_sec: after.as_secs().try_into().unwrap_or(libc::time_t::MAX),
             tv_nsec: after.subsec_nanos().into(),
         };
-        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        let setting = libc::itimerspec { it_interval: none, it_value: value };
-        // SAFETY: the timer exists.
-        let done = unsafe { libc::timer_settime(self.timer, 0, &raw const setting, null_mut()) };
-        debug_assert_eq!(done, 0, "a valid time");
+        ring(self.timer, value);
     }
+}
+
+/// A timer that signals the calling thread, with the address of what it kicks, or none.
+fn create(kick: *const Kick) -> Result<libc::timer_t, SetupError> {
+    let signal = signals::kick_signal().ok_or(SetupError::Config("no signal handlers"))?;
+    // SAFETY: all zeros is a valid `sigevent`; the `Kick` it points to lives until `Alarm::drop`
+    // has taken the last signal.
+    unsafe {
+        let mut event: libc::sigevent = zeroed();
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = signal;
+        event.sigev_notify_thread_id = signals::this_thread();
+        event.sigev_value.sival_ptr = kick.cast_mut().cast();
+        let mut timer = null_mut();
+        match libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) {
+            0 => Ok(timer),
+            _ => Err(SetupError::Timer(io::Error::last_os_error())),
+        }
+    }
+}
+
+/// Sets a timer that exists; 0 stops it.
+fn ring(timer: libc::timer_t, after: libc::timespec) {
+    let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let setting = libc::itimerspec { it_interval: none, it_value: after };
+    // SAFETY: a system call, which refuses what isn't a timer.
+    let done = unsafe { libc::timer_settime(timer, 0, &raw const setting, null_mut()) };
+    debug_assert_eq!(done, 0, "a valid time");
 }
 
 impl Drop for Alarm {
@@ -69,13 +108,16 @@ impl Drop for Alarm {
             let mut before: libc::sigset_t = zeroed();
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
             libc::timer_delete(self.timer);
+            libc::timer_delete(self.retry.0);
             let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
             let mut info: libc::siginfo_t = zeroed();
             while libc::sigtimedwait(&raw const set, &raw mut info, &raw const now) == signal {
-                let ours = info.si_code == libc::SI_TIMER
-                    && info.si_value().sival_ptr.cast_const().cast() == Arc::as_ptr(&self.kick);
-                if !ours && info.si_code == libc::SI_TIMER {
-                    (*info.si_value().sival_ptr.cast::<Kick>().cast_const()).note();
+                let rung = match info.si_code {
+                    libc::SI_TIMER => info.si_value().sival_ptr.cast_const().cast::<Kick>(),
+                    _ => null(),
+                };
+                if let Some(kick) = rung.as_ref() {
+                    kick.note();
                 }
             }
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, null_mut());

@@ -4,6 +4,7 @@
 //! (its `confinement` checks what it emitted), the code cache holds nothing else, and the borrows in
 //! the signature keep cache, map and frame in place for as long as that code runs.
 
+use super::alarm::Alarm;
 use super::code_cache::CodeCache;
 use super::crossing::{self, Entry};
 use super::gs_base;
@@ -22,6 +23,7 @@ pub(crate) fn run(
     cache: &mut CodeCache,
     map: &HostMap,
     kick: &Kick,
+    alarm: &Alarm,
     at: u32,
 ) -> Reason {
     debug_assert!(at < cache.bytes() && frame.code == cache.base());
@@ -32,7 +34,7 @@ pub(crate) fn run(
     frame.kicked.store(0, Ordering::Relaxed);
     let frame: *mut Frame = frame;
     // SAFETY: all three are borrowed until the end of this function, and `current` is gone by then.
-    let running = unsafe { Running::new(frame, code, map) };
+    let running = unsafe { Running::new(frame, code, map, alarm.retry()) };
     let current = Current::new(&running);
     compiler_fence(Ordering::SeqCst);
     // A kick before this point has set its flag and found nothing running here; one after it

@@ -10,7 +10,9 @@
 //!   instruction: it leaves at once;
 //! - in translated code, inside an instruction: it single-steps (TF) to the next boundary;
 //! - in the committed stretch of the entry: the entry bails out;
-//! - anywhere else in Rust: [`Frame::kicked`] is set, and the next entry sees it.
+//! - anywhere else in Rust: [`Frame::kicked`] is set, and the next entry sees it. But it may
+//!   not be the Switcher's Rust: perhaps another signal's handler is running *on top of* translated code, which
+//!   will go on behind it. The two look the same, so the kick comes again a little later.
 //!
 //! TF is only ever set in a context where the processor is about to return to translated code, and
 //! cleared by the trap it causes or by the fault that comes first. So neither the guest nor Rust sees it.
@@ -20,6 +22,7 @@
 //! that was there before: a bug in Rust still crashes the way it always did.
 
 use super::SetupError;
+use super::alarm::Retry;
 use super::crossing;
 use super::host_map::HostMap;
 use super::kick::Kick;
@@ -45,6 +48,7 @@ pub(crate) struct Running {
     /// Host addresses of the code cache, as run.
     code: Range<u64>,
     map: *const HostMap,
+    retry: Retry,
     /// Single-stepping to a boundary.
     stepping: Cell<bool>,
 }
@@ -59,8 +63,13 @@ impl Running {
     /// # Safety
     /// `frame` and `map` stay where they are, and valid, for as long as a [`Current`] made with the result
     /// exists; `map` isn't changed while translated code runs.
-    pub(crate) unsafe fn new(frame: *mut Frame, code: Range<u64>, map: *const HostMap) -> Self {
-        Self { frame, code, map, stepping: Cell::new(false) }
+    pub(crate) unsafe fn new(
+        frame: *mut Frame,
+        code: Range<u64>,
+        map: *const HostMap,
+        retry: Retry,
+    ) -> Self {
+        Self { frame, code, map, retry, stepping: Cell::new(false) }
     }
 }
 
@@ -226,11 +235,13 @@ extern "C" fn on_trap(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
 extern "C" fn on_kick(_: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: as in `on_fault`.
     let context = unsafe { &mut *context.cast::<ucontext_t>() };
-    // SAFETY: the kernel passes a valid siginfo. A timer's value is the address of a `Kick` that lives until
-    // the timer is gone and its last signal taken: see `super::alarm`.
+    // SAFETY: the kernel passes a valid siginfo. A timer's value is null, or the address of a `Kick` that
+    // lives until the timer is gone and its last signal taken: see `super::alarm`.
     unsafe {
         if (*info).si_code == libc::SI_TIMER {
-            (*(*info).si_value().sival_ptr.cast::<Kick>().cast_const()).note();
+            if let Some(kick) = (*info).si_value().sival_ptr.cast::<Kick>().as_ref() {
+                kick.note();
+            }
         }
     }
     // SAFETY: as in `leave_with_fault`.
@@ -247,9 +258,14 @@ fn preempt(running: &Running, context: &mut ucontext_t) {
     let rip = registers[libc::REG_RIP as usize] as u64;
     if crossing::committed().contains(&rip) {
         registers[libc::REG_RIP as usize] = crossing::bail_out_address() as i64;
+        return;
     }
     if !running.code.contains(&rip) {
-        stop_stepping(running, registers);
+        if registers[libc::REG_EFL as usize] & TF != 0 {
+            stop_stepping(running, registers);
+        } else if !running.stepping.get() {
+            running.retry.soon();
+        }
         return;
     }
     // SAFETY: valid by the promise of `Running::new`, and not being changed, since translated code

@@ -57,7 +57,14 @@ impl Vcpu {
             }
         };
         let frame = &mut self.cpu.frame;
-        let reason = guest_code::run(frame, &mut self.code.cache, &self.code.map, &self.kick, at);
+        let reason = guest_code::run(
+            frame,
+            &mut self.code.cache,
+            &self.code.map,
+            &self.kick,
+            &self.alarm,
+            at,
+        );
         let detail = frame.detail;
         match reason {
             Reason::Interrupt => Err(Exit::SoftwareInterrupt(detail as u8)),

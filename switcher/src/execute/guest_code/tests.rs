@@ -13,6 +13,7 @@ struct Machine {
     cache: CodeCache,
     map: HostMap,
     kick: Arc<Kick>,
+    alarm: Alarm,
 }
 
 impl Machine {
@@ -25,11 +26,12 @@ impl Machine {
         (frame.window, frame.reason) = (0x1000, Reason::Stop as u32);
         let kick = Arc::new(Kick::default());
         kick.belongs_to(signals::this_thread());
-        Self { frame, cache, map: HostMap::default(), kick }
+        let alarm = Alarm::new(kick.clone()).unwrap();
+        Self { frame, cache, map: HostMap::default(), kick, alarm }
     }
 
     fn run(&mut self, at: u32) -> Reason {
-        run(&mut self.frame, &mut self.cache, &self.map, &self.kick, at)
+        run(&mut self.frame, &mut self.cache, &self.map, &self.kick, &self.alarm, at)
     }
 
     fn points(&mut self, points: &[(u32, u32)]) {
