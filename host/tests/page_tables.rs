@@ -276,8 +276,8 @@ fn more_address_spaces_than_are_kept() {
     for space in 0..SPACES {
         let directory = 0x10_0000 + space * 0x2000;
         guest.put_word(directory + (PAGE_OFFSET >> 22) * 4, LINEAR_TABLE | 7);
-        guest.put_word(directory + (USER_CODE >> 22) * 4, directory + 0x1000 | 7);
-        guest.put_word(directory + 0x1000 + 4 * 4, 0x8_0000 + space * 0x1000 | 7);
+        guest.put_word(directory + (USER_CODE >> 22) * 4, (directory + 0x1000) | 7);
+        guest.put_word(directory + 0x1000 + 4 * 4, (0x8_0000 + space * 0x1000) | 7);
         guest.put_word(0x8_0000 + space * 0x1000, space);
     }
     let outcome = guest

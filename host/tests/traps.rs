@@ -292,7 +292,7 @@ fn set_stack_marks_its_pages_accessed_and_dirty() {
     let table = SCRATCH;
     guest.put_word(DIRECTORY + 0x340 * 4, table | 7);
     for page in 0..3 {
-        guest.put_word(table + page * 4, FREE + page * 0x1000 | 3);
+        guest.put_word(table + page * 4, (FREE + page * 0x1000) | 3);
     }
     let top = Virt(0xd000_2ff0);
     let outcome = guest

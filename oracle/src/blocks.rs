@@ -161,7 +161,16 @@ impl Blocks {
             instruction.mnemonic(),
             M::Bound | M::Leave | M::Enter | M::Ud0 | M::Ud1 | M::Ud2 | M::Arpl
         );
-        let unwelcome = unwelcome || instruction.flow_control() != FlowControl::Next;
+        // What these leave in memory or behind a fault isn't the same, and needn't be; and some
+        // look into the descriptor tables of the system below.
+        #[rustfmt::skip]
+        let open = matches!(
+            instruction.mnemonic(),
+            M::Fnstenv | M::Fnsave | M::Fxsave | M::Maskmovq
+                | M::Pusha | M::Pushad | M::Popa | M::Popad | M::Cmpsb | M::Cmpsw | M::Cmpsd
+                | M::Verr | M::Verw | M::Lar | M::Lsl
+        );
+        let unwelcome = unwelcome || open || instruction.flow_control() != FlowControl::Next;
         if unwelcome || rare && !random.one_in(8) || names_segment(instruction) {
             return false;
         }

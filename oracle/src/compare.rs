@@ -67,7 +67,8 @@ pub fn differences(
     note("eip", hex(ours.eip), hex(theirs.eip));
     let flags = |state: &State| format!("{:03x}", state.eflags & ARITHMETIC_FLAGS & !ignored);
     note("flags", flags(ours), flags(theirs));
-    note("segments", format!("{:x?}", ours.segments), format!("{:x?}", theirs.segments));
+    let segments = |state: &State| format!("{:x?}", state.segments.map(without_level_of_null));
+    note("segments", segments(ours), segments(theirs));
     fx_differences(&ours.fx, &theirs.fx, &mut note);
     let all = processor.memory.iter().zip(switcher.memory).enumerate();
     for (offset, (theirs, ours)) in all.filter(|(_, (theirs, ours))| theirs != ours).take(16) {
@@ -96,6 +97,11 @@ fn fx_differences(ours: &FxImage, theirs: &FxImage, note: &mut impl FnMut(&str, 
         part(format!("st{register}"), FxImage::ST + 16 * register, 10);
         part(format!("xmm{register}"), FxImage::XMM + 16 * register, 16);
     }
+}
+
+/// A null selector, which a signal's frame loses the level of.
+fn without_level_of_null(selector: u16) -> u16 {
+    if selector < 4 { 0 } else { selector }
 }
 
 fn hex(value: u32) -> String {

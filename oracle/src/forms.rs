@@ -86,7 +86,10 @@ fn exclusion(code: Code) -> Option<&'static str> {
     let has = |feature| code.cpuid_features().contains(&feature);
     match code.mnemonic() {
         M::Rdtsc => Some("reads a clock"),
-        M::Lzcnt | M::Tzcnt => Some("not offered: its older meaning is another form's"),
+        M::Int1 => Some("a debugging aid that the virtual machine below may take for itself"),
+        M::Lzcnt | M::Tzcnt | M::Wbnoinvd => {
+            Some("not offered: its older meaning is another form's")
+        }
         M::Ud0 if code.op_code().op_count() == 0 => {
             Some("ud0 without a modrm byte: old processors")
         }

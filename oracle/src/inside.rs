@@ -17,7 +17,7 @@ use crate::layout::Layout;
 use crate::shared::{Block, Failure, Message, Trap, hand_back};
 use crate::state::{ARITHMETIC_FLAGS, FX_BYTES, FxImage, State, TRAP_FLAG};
 use std::arch::asm;
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Bytes of the handler's stack: room for the kernel's frame with all of AVX-512, many times over.
@@ -214,7 +214,7 @@ unsafe fn save(context: &libc::ucontext_t, message: &mut Message) {
     }
     state.segments = [es, selectors as u16, (selectors >> 48) as u16, ds, fs, gs];
     let image: *const FxImage = context.uc_mcontext.fpregs.cast_const().cast();
-    if image != null() {
+    if !image.is_null() {
         // SAFETY: the kernel's frame holds at least a whole FXSAVE image.
         unsafe { state.fx = image.read_unaligned() };
     }

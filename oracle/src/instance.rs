@@ -5,8 +5,8 @@
 
 use crate::random::Random;
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Instruction, MandatoryPrefix, OpCodeInfo, OpCodeOperandKind,
-    OpCodeTableKind,
+    Code, Decoder, DecoderOptions, Instruction, MandatoryPrefix, Mnemonic, OpCodeInfo,
+    OpCodeOperandKind, OpCodeTableKind,
 };
 
 /// An instruction and its bytes.
@@ -138,7 +138,10 @@ fn prefixes(info: &OpCodeInfo, random: &mut Random) -> Vec<u8> {
         prefixes.push(0xf0);
     }
     let repeats = info.can_use_rep_prefix() || info.can_use_repne_prefix();
-    if mandatory == MandatoryPrefix::None && random.one_in(if repeats { 2 } else { 32 }) {
+    // AMD's processors take a rep prefix of `loope` for another condition.
+    let repeats_mean_something = matches!(info.mnemonic(), Mnemonic::Loope | Mnemonic::Loopne);
+    let free = mandatory == MandatoryPrefix::None && !repeats_mean_something;
+    if free && random.one_in(if repeats { 2 } else { 32 }) {
         prefixes.push(random.pick(&[0xf2, 0xf3]));
     }
     for at in (1..prefixes.len()).rev() {

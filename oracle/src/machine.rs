@@ -7,7 +7,7 @@
 use crate::layout::{Layout, PAGE};
 use crate::state::{CODE_SELECTOR, Case, DATA_SELECTOR, End, FX_BYTES, FxImage, Outcome, State};
 use crate::world::World;
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 use lguest_switcher::{
     Access, Config, Environment, Exit, Gpr, GuestMemory, GuestPhys, GuestVirt, Mapping, PageFault,
     Segment, SegmentRegister, Vcpu,
@@ -225,7 +225,18 @@ impl Machine {
 /// different words for it: `int n` at level 3 is #GP on Linux, whose gates refuse it.
 #[must_use]
 pub fn in_processors_words(stop: Stop, state: State, outcome: &Outcome) -> (Stop, State) {
-    let Stop::Interrupt(number) = stop else { return (stop, state) };
+    let number = match stop {
+        // Linux has gates of level 3 for these two.
+        Stop::Interrupt(number @ (3 | 4)) => {
+            return (Stop::End(End::Exception { vector: number, error: 0, address: 0 }), state);
+        }
+        Stop::Interrupt(number) => number,
+        Stop::Privileged(instruction) if is_refused(&instruction) => {
+            let end = End::Exception { vector: 13, error: 0, address: 0 };
+            return (Stop::End(end), state);
+        }
+        _ => return (stop, state),
+    };
     let error = u32::from(number) * 8 + 2;
     let refused = End::Exception { vector: 13, error, address: 0 };
     let passed = state.eip.wrapping_sub(outcome.state.eip);
@@ -233,6 +244,19 @@ pub fn in_processors_words(stop: Stop, state: State, outcome: &Outcome) -> (Stop
         return (Stop::End(refused), State { eip: outcome.state.eip, ..state });
     }
     (stop, state)
+}
+
+/// Whether an instruction of the embedder's is #GP(0) for a Linux program, whatever it finds.
+fn is_refused(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    #[rustfmt::skip]
+    let refused = matches!(
+        instruction.mnemonic(),
+        M::Cli | M::Sti | M::Hlt | M::Clts | M::Invd | M::Wbinvd | M::Rdmsr | M::Wrmsr
+            | M::Lgdt | M::Lidt | M::Lldt | M::Ltr | M::Lmsw | M::Invlpg | M::Rdpmc
+            | M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
+    );
+    refused
 }
 
 fn segment(selector: u16) -> Segment {

@@ -95,10 +95,8 @@ fn tame_immediate(instance: &mut Instance, random: &mut Random) {
     let instruction = instance.instruction;
     let end = instance.bytes.len() as u32 + AT;
     match instruction.mnemonic() {
-        Mnemonic::Int => {
-            if instruction.immediate8() == 0x80 {
-                instance.patch(place, 0x81);
-            }
+        Mnemonic::Int if instruction.immediate8() == 0x80 => {
+            instance.patch(place, 0x81);
         }
         _ if matches!(instruction.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32) => {
             let selector = World::any_selector(random);
@@ -161,19 +159,19 @@ fn aim_implicit(instance: &Instance, state: &mut State, random: &mut Random) {
         }
         _ => {}
     }
-    if instruction.flow_control() == FlowControl::IndirectBranch
-        || instruction.flow_control() == FlowControl::IndirectCall
+    if (instruction.flow_control() == FlowControl::IndirectBranch
+        || instruction.flow_control() == FlowControl::IndirectCall)
+        && let Some(register) = number(instruction.op0_register())
     {
-        if let Some(register) = number(instruction.op0_register()) {
-            state.gpr[register] = any_code(random);
-        }
+        state.gpr[register] = any_code(random);
     }
     // A bit offset that stays near.
-    if is_bit_string(instruction) && !random.one_in(4) {
-        if let Some(register) = number(instruction.op1_register()) {
-            let near = random.below(0x400).wrapping_sub(0x200);
-            state.gpr[register] = near;
-        }
+    if is_bit_string(instruction)
+        && !random.one_in(4)
+        && let Some(register) = number(instruction.op1_register())
+    {
+        let near = random.below(0x400).wrapping_sub(0x200);
+        state.gpr[register] = near;
     }
 }
 

@@ -38,10 +38,14 @@ pub fn any_fx(random: &mut Random) -> FxImage {
     image.0[0..2].copy_from_slice(&masked.to_le_bytes());
     let status = if random.one_in(2) { 0 } else { random.word() as u16 & 0x7f7f };
     let status = if random.one_in(6) { status } else { status & !0x3f };
+    // ES and B say whether an exception is pending: what else an image says there, a processor
+    // may or may not correct.
+    let pending = status & !masked & 0x3f != 0;
+    let status = if pending { status | 0x8080 } else { status & 0x7f7f };
     image.0[FxImage::STATUS..FxImage::STATUS + 2].copy_from_slice(&status.to_le_bytes());
     let tags = random.byte();
     image.0[FxImage::TAGS] = random.pick(&[0, 0xff, 0xff, tags]);
-    let mxcsr = random.word() as u16 & 0xffff;
+    let mxcsr = random.word() as u16;
     let mxcsr = if random.one_in(8) { mxcsr } else { mxcsr | 0x1f80 };
     let mxcsr = if random.one_in(2) { 0x1f80 } else { mxcsr };
     image.0[FxImage::MXCSR..FxImage::MXCSR + 2].copy_from_slice(&mxcsr.to_le_bytes());
@@ -63,7 +67,7 @@ pub fn any_fx(random: &mut Random) -> FxImage {
 
 /// An 80-bit number, sometimes of a kind that the processor calls unsupported.
 pub fn any_extended(random: &mut Random) -> [u8; 10] {
-    let (mut mantissa, mut exponent) = (random.next(), random.word() as u16);
+    let (mut mantissa, mut exponent) = (random.bits(), random.word() as u16);
     match random.below(8) {
         0 => (mantissa, exponent) = (0, exponent & 0x8000),
         1 => (mantissa, exponent) = (1 << 63, exponent | 0x7fff),

@@ -157,11 +157,11 @@ impl TinyGuest {
         let guest = Self { memory: Arc::new(memory), gates: Vec::new() };
         guest.put_word(DIRECTORY + (PAGE_OFFSET >> 22) * 4, LINEAR_TABLE | 7);
         for page in 0..MEMORY / 0x1000 {
-            guest.put_word(LINEAR_TABLE + page * 4, page * 0x1000 | 7);
+            guest.put_word(LINEAR_TABLE + page * 4, (page * 0x1000) | 7);
         }
         guest.put_word(DIRECTORY + (USER_CODE >> 22) * 4, USER_TABLE | 7);
         for page in 0..3 {
-            guest.put_word(USER_TABLE + page * 4, USER_FRAMES + page * 0x1000 | 7);
+            guest.put_word(USER_TABLE + page * 4, (USER_FRAMES + page * 0x1000) | 7);
         }
         guest.put(MESSAGE, POWER_OFF_MESSAGE.as_bytes());
         guest.put(DATA + offset::HCALL_STATUS, &[0xff; HCALL_RING_SIZE]);

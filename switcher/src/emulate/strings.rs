@@ -10,7 +10,7 @@ use super::addresses::{Direction, allows, linear};
 use super::registers::{read, write, write_low};
 use super::{Bus, Outcome, addresses, flags, next_eip};
 use crate::address::PAGE_SIZE;
-use crate::cpu::{Cpu, Gpr, SegmentRegister};
+use crate::cpu::{Cpu, Gpr, SegmentRegister, TF};
 use crate::exit::Exception;
 use iced_x86::{Code, Instruction, OpKind, Register};
 
@@ -130,7 +130,9 @@ impl Strings {
     /// Repeats until the count is used up, a comparison ends it, or it is time for a look around.
     /// Whether it is finished.
     fn repeat(&self, cpu: &mut Cpu, bus: &mut dyn Bus) -> Result<bool, Exception> {
-        let mut left = STEPS_PER_CALL;
+        // While single-stepping each step is an instruction of its own (SDM volume 3, "Single-Step
+        // Exception Condition").
+        let mut left = if cpu.eflags() & TF == 0 { STEPS_PER_CALL } else { 1 };
         while left > 0 {
             let count = self.index(cpu, Gpr::Ecx);
             if count == 0 {

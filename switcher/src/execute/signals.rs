@@ -238,10 +238,10 @@ extern "C" fn on_kick(_: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a valid siginfo. A timer's value is null, or the address of a `Kick` that
     // lives until the timer is gone and its last signal taken: see `super::alarm`.
     unsafe {
-        if (*info).si_code == libc::SI_TIMER {
-            if let Some(kick) = (*info).si_value().sival_ptr.cast::<Kick>().as_ref() {
-                kick.note();
-            }
+        if (*info).si_code == libc::SI_TIMER
+            && let Some(kick) = (*info).si_value().sival_ptr.cast::<Kick>().as_ref()
+        {
+            kick.note();
         }
     }
     // SAFETY: as in `leave_with_fault`.

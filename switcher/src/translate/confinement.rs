@@ -56,7 +56,8 @@ fn decodes(instruction: &Instruction) -> Verdict {
 }
 
 /// Between `lea rdi, [r14+rdi]` and `mov edi, edi` edi is a host address: only one string
-/// instruction, which uses it, may stand there.
+/// instruction, which uses it, may stand there. The same holds for a masked store between
+/// `lea rdi, [r15+BOUNCE]` and `mov edi, r13d`.
 #[derive(Default)]
 struct Strings {
     /// esi and edi hold host addresses.
@@ -74,8 +75,11 @@ impl Strings {
             return if self.done { Err("rebased behind the string instruction") } else { Ok(()) };
         }
         if is_string(instruction) {
-            let used = [OpKind::MemorySegRSI, OpKind::MemoryESRDI]
-                .map(|kind| instruction.op_kinds().any(|operand| operand == kind));
+            let names = |kinds: &[OpKind]| instruction.op_kinds().any(|kind| kinds.contains(&kind));
+            let used = [
+                names(&[OpKind::MemorySegRSI]),
+                names(&[OpKind::MemoryESRDI, OpKind::MemorySegRDI]),
+            ];
             let once = !std::mem::replace(&mut self.done, true);
             return if once && used == self.rebased {
                 Ok(())
@@ -89,7 +93,8 @@ impl Strings {
         let cut = |half: Register| {
             instruction.code() == Code::Mov_rm32_r32
                 && instruction.op0_register() == half
-                && instruction.op1_register() == half
+                && (instruction.op1_register() == half
+                    || half == Register::EDI && instruction.op1_register() == Register::R13D)
         };
         let Some(at) = halves.iter().position(|&half| cut(half)) else {
             return Err("a pointer is a host address here");
@@ -104,15 +109,21 @@ impl Strings {
     }
 }
 
-/// `lea pointer, [r14+pointer]`
+/// `lea pointer, [r14+pointer]`, or `lea rdi, [r15+BOUNCE]`
 fn is_rebase(instruction: &Instruction, pointer: Register) -> bool {
+    let to_buffer = pointer == Register::RDI
+        && instruction.memory_base() == Register::R15
+        && instruction.memory_index() == Register::None
+        && instruction.memory_displacement64() == crate::frame::offset::BOUNCE as u64;
     instruction.code() == Code::Lea_r64_m
         && instruction.op0_register() == pointer
-        && is_sum_of(instruction, Register::R14, pointer)
+        && (is_sum_of(instruction, Register::R14, pointer) || to_buffer)
 }
 
 fn is_string(instruction: &Instruction) -> bool {
-    instruction.op_kinds().any(|kind| matches!(kind, OpKind::MemorySegRSI | OpKind::MemoryESRDI))
+    instruction.op_kinds().any(|kind| {
+        matches!(kind, OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::MemorySegRDI)
+    })
 }
 
 /// `[base+index]`: no displacement, no factor, no segment.
@@ -133,13 +144,12 @@ fn operands_stay_inside(instruction: &Instruction) -> Verdict {
         let inside = match kind {
             OpKind::Memory => memory_stays_inside(instruction),
             OpKind::MemorySegEDI => instruction.segment_prefix() == Register::GS,
-            OpKind::MemorySegRSI | OpKind::MemoryESRDI => {
+            OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::MemorySegRDI => {
                 instruction.segment_prefix() == Register::None
             }
             OpKind::MemorySegSI
             | OpKind::MemorySegDI
             | OpKind::MemorySegESI
-            | OpKind::MemorySegRDI
             | OpKind::MemoryESDI
             | OpKind::MemoryESEDI => false,
             _ => true,

@@ -18,7 +18,9 @@ use super::assembler::{Assembler, Place, Reg, Sum, Width};
 use super::stubs::{EXIT_WITH_BYTES, exit, exit_with};
 use super::unit::Translator;
 use crate::frame::{Reason, offset};
-use iced_x86::{Code, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 
 /// How a memory operand is reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +41,8 @@ impl Translator<'_> {
             return;
         }
         match self.reach(instruction, route) {
+            // It never faults, wherever its operand is, so it need not be done there.
+            reach if reach != Reach::Window && is_prefetch(instruction) => self.hot.nop(),
             Reach::Bounced => self.bounced(instruction),
             reach => {
                 self.place(&mut host, instruction, reach);
@@ -86,7 +90,30 @@ impl Translator<'_> {
             host.set_segment_prefix(Register::GS);
             self.encode(&host);
         } else {
-            self.emulated(instruction);
+            self.bounced_masked_store(instruction);
+        }
+    }
+
+    /// A masked store between two exits: edi is the buffer's address for the one instruction.
+    fn bounced_masked_store(&mut self, instruction: &Instruction) {
+        let eip = instruction.ip32();
+        self.raise_pending(instruction);
+        let body = self.hot.here().wrapping_add(EXIT_WITH_BYTES);
+        exit_with(&mut self.hot, Reason::Bounce, eip, body);
+        self.hot.copy(Width::Dword, Reg::R13, Reg::EDI);
+        self.hot.lea(Width::Qword, Reg::EDI, Sum::plus(Reg::FRAME, offset::BOUNCE));
+        let mut host = host_form(instruction);
+        host.set_op0_kind(OpKind::MemorySegRDI);
+        self.encode(&host);
+        self.hot.copy(Width::Dword, Reg::EDI, Reg::R13);
+        exit(&mut self.hot, Reason::BounceDone, eip);
+    }
+
+    /// A pending x87 exception comes before anything about the operand: `fwait` raises it, for
+    /// the instructions that would.
+    fn raise_pending(&mut self, instruction: &Instruction) {
+        if waits_for_x87(instruction) {
+            self.hot.raw(&[0x9b]);
         }
     }
 
@@ -95,6 +122,7 @@ impl Translator<'_> {
     pub(super) fn bounced(&mut self, instruction: &Instruction) {
         let eip = instruction.ip32();
         let mut host = host_form(instruction);
+        self.raise_pending(instruction);
         let body = self.hot.here().wrapping_add(EXIT_WITH_BYTES);
         exit_with(&mut self.hot, Reason::Bounce, eip, body);
         debug_assert_eq!(self.hot.here(), body);
@@ -298,6 +326,25 @@ pub(super) fn set_operand(host: &mut Instruction, base: Register, index: Registe
     host.set_memory_index_scale(1);
     host.set_memory_displacement64(0);
     host.set_memory_displ_size(0);
+}
+
+/// The prefetches of SSE.
+pub(super) fn is_prefetch(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(instruction.mnemonic(), M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2)
+}
+
+/// Whether an instruction raises a pending x87 exception (SDM volume 1, section "x87 FPU Exception
+/// Handling"): all that use x87 or MMX registers, but for the no-wait forms.
+fn waits_for_x87(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let no_wait = matches!(instruction.mnemonic(), M::Fnsave | M::Fnstenv | M::Fnstcw | M::Fnstsw);
+    let x87 = |feature: &CpuidFeature| {
+        use CpuidFeature as F;
+        matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
+    };
+    let mmx = (0..instruction.op_count()).any(|at| instruction.op_register(at).is_mm());
+    !no_wait && (mmx || instruction.cpuid_features().iter().any(x87))
 }
 
 /// Whether an operand names memory.

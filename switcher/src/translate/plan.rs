@@ -128,8 +128,23 @@ fn share_fpu_checks(steps: &mut [Step], targets: &[bool]) {
     }
 }
 
-/// Whether an instruction that couldn't be decoded was longer than the 15 bytes that the
-/// processor takes (SDM volume 3, "General-Protection Exception").
-pub(super) fn is_too_long(instruction: &Instruction) -> bool {
-    instruction.code() == Code::INVALID && instruction.len() == 15
+/// Whether an instruction that couldn't be decoded was only longer than the 15 bytes that the
+/// processor takes (SDM volume 3, "General-Protection Exception"). `bytes` begin with it. The
+/// decoder says the same of both kinds, so it is asked again without the first prefixes.
+pub(super) fn is_too_long(instruction: &Instruction, bytes: &[u8]) -> bool {
+    const LONGEST: usize = 15;
+    if instruction.code() != Code::INVALID || instruction.len() != LONGEST {
+        return false;
+    }
+    for prefixes in 1..LONGEST {
+        let mut decoder = decoder(bytes.get(prefixes..).unwrap_or_default(), 0);
+        let shorter = decoder.decode();
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            return true;
+        }
+        if shorter.code() != Code::INVALID || shorter.len() + prefixes < LONGEST {
+            return shorter.len() + prefixes > LONGEST;
+        }
+    }
+    false
 }

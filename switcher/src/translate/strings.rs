@@ -16,7 +16,9 @@ impl Translator<'_> {
         let flat = self.request.assumptions.flat && !based;
         let uses = |kind: OpKind| instruction.op_kinds().any(|operand| operand == kind);
         let (source, destination) = (uses(OpKind::MemorySegESI), uses(OpKind::MemoryESEDI));
-        if !flat || route != Route::Window || !source && !destination {
+        // While single-stepping, each repetition is a step.
+        let steps = self.request.assumptions.step && is_repeated(instruction);
+        if !flat || steps || route != Route::Window || !source && !destination {
             return self.emulated(instruction);
         }
         for (used, register) in [(source, Reg::ESI), (destination, Reg::EDI)] {

@@ -117,11 +117,17 @@ impl<'r> Translator<'r> {
                 let number = u32::from(instruction.immediate8());
                 exit_with(&mut self.hot, Reason::Interrupt, instruction.next_ip32(), number);
             }
-            Way::Undefined if is_too_long(instruction) => {
+            Way::Undefined if is_too_long(instruction, self.bytes_at(instruction)) => {
                 self.exception(instruction.ip32(), PROTECTION);
             }
             Way::Undefined => self.exception(instruction.ip32(), INVALID_OPCODE),
         }
+    }
+
+    /// The guest code from `instruction` on.
+    fn bytes_at(&self, instruction: &Instruction) -> &'r [u8] {
+        let at = instruction.ip32().wrapping_sub(self.request.eip) as usize;
+        self.request.bytes.get(at..).unwrap_or_default()
     }
 
     fn exception(&mut self, eip: u32, detail: u32) {

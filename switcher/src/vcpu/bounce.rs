@@ -128,7 +128,7 @@ fn must_be_aligned(instruction: &Instruction, size: usize) -> bool {
     use Mnemonic as M;
     match instruction.mnemonic() {
         M::Fxsave | M::Fxrstor => true,
-        M::Movups | M::Movupd | M::Movdqu | M::Lddqu => false,
+        M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Maskmovdqu => false,
         M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm => false,
         _ => size == 16,
     }

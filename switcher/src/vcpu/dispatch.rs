@@ -132,7 +132,7 @@ impl Vcpu {
         if !self.code.has_straddler(eip, key) {
             return Ok(None);
         }
-        let last_frame = self.fetch(env, next_page(self.linear_eip()))?;
+        let last_frame = self.fetch_next_page(env)?;
         Ok(self.code.straddler(eip, key, last_frame))
     }
 
@@ -143,7 +143,7 @@ impl Vcpu {
         key: PageKey,
     ) -> Result<u32, Exit> {
         let (eip, linear) = (self.cpu.eip(), self.linear_eip());
-        let last_frame = self.fetch(env, next_page(linear))?;
+        let last_frame = self.fetch_next_page(env)?;
         loop {
             self.watch_frame(key.frame);
             self.watch_frame(last_frame);
@@ -199,7 +199,7 @@ impl Vcpu {
         if decoder_here.last_error() != DecoderError::NoMoreBytes || room == LONGEST {
             return Ok(instruction);
         }
-        let last_frame = self.fetch(env, next_page(linear))?;
+        let last_frame = self.fetch_next_page(env)?;
         let (bytes, _) = self.straddling_bytes(frame, last_frame);
         Ok(decoder(&bytes, eip).decode())
     }
@@ -236,6 +236,17 @@ impl Vcpu {
         Ok(frame)
     }
 
+    /// The frame that the rest of the instruction at eip is fetched from. Offset 4 GiB is beyond any
+    /// code segment's limit.
+    fn fetch_next_page(&mut self, env: &mut dyn Environment) -> Result<u32, Exit> {
+        let linear = self.linear_eip();
+        let room = PAGE_SIZE - linear % PAGE_SIZE;
+        if self.cpu.eip().checked_add(room).is_none() {
+            return Err(Exit::Exception(Exception::protection(0)));
+        }
+        self.fetch(env, linear.wrapping_add(room))
+    }
+
     /// Sees to it that stores into `frame` are noticed, before code in it is read.
     fn watch_frame(&mut self, frame: u32) {
         if !self.spaces.windows.is_code(frame) {
@@ -260,11 +271,6 @@ impl Vcpu {
         let room = u64::from(self.segment.limit.wrapping_sub(self.cpu.eip())) + 1;
         &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))]
     }
-}
-
-/// The first address behind the page of `linear`.
-fn next_page(linear: u32) -> u32 {
-    (linear | (PAGE_SIZE - 1)).wrapping_add(1)
 }
 
 fn page_fault(fault: PageFault) -> Exit {

@@ -10,6 +10,7 @@ use crate::environment::Environment;
 use crate::execute::{crossing, guest_code};
 use crate::exit::{Exception, Exit};
 use crate::frame::Reason;
+use iced_x86::{Mnemonic, Register};
 
 /// The debug exception, raised behind each instruction while TF is set.
 const DEBUG: Exception = Exception::plain(1);
@@ -140,6 +141,14 @@ impl Vcpu {
             Outcome::Done | Outcome::Again => {}
         }
         self.statistics.emulated += 1;
+        // A new stack segment holds traps back until esp is new too (SDM volume 3, section "Masking
+        // Exceptions and Interrupts When Switching Stacks").
+        let new_stack = matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
+            && instruction.op0_register() == Register::SS;
+        if new_stack && self.assumptions.step {
+            self.enter_world();
+            return Ok(Resume::Eip);
+        }
         self.after_instruction()
     }
 
