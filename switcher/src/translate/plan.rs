@@ -130,21 +130,24 @@ fn share_fpu_checks(steps: &mut [Step], targets: &[bool]) {
 
 /// Whether an instruction that couldn't be decoded was only longer than the 15 bytes that the
 /// processor takes (SDM volume 3, "General-Protection Exception"). `bytes` begin with it. The
-/// decoder says the same of both kinds, so it is asked again without the first prefixes.
+/// decoder says the same of both kinds, so it is asked again without what prefixes there are too
+/// many.
 pub(super) fn is_too_long(instruction: &Instruction, bytes: &[u8]) -> bool {
+    /// All that change what an instruction is; segments don't.
+    const PREFIXES: [u8; 5] = [0xf0, 0x66, 0x67, 0xf2, 0xf3];
+    const SEGMENTS: [u8; 6] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65];
     const LONGEST: usize = 15;
     if instruction.code() != Code::INVALID || instruction.len() != LONGEST {
         return false;
     }
-    for prefixes in 1..LONGEST {
-        let mut decoder = decoder(bytes.get(prefixes..).unwrap_or_default(), 0);
-        let shorter = decoder.decode();
-        if decoder.last_error() == DecoderError::NoMoreBytes {
-            return true;
-        }
-        if shorter.code() != Code::INVALID || shorter.len() + prefixes < LONGEST {
-            return shorter.len() + prefixes > LONGEST;
-        }
-    }
-    false
+    let is_prefix = |byte: &u8| PREFIXES.contains(byte) || SEGMENTS.contains(byte);
+    let (prefixes, rest) = bytes.split_at(bytes.iter().take_while(|byte| is_prefix(byte)).count());
+    let mut few: Vec<u8> =
+        PREFIXES.into_iter().filter(|prefix| prefixes.contains(prefix)).collect();
+    let dropped = prefixes.len() - few.len();
+    few.extend(rest);
+    let mut decoder = decoder(&few, 0);
+    let shorter = decoder.decode();
+    decoder.last_error() == DecoderError::NoMoreBytes
+        || classify(shorter.code()).way != Way::Undefined && shorter.len() + dropped > LONGEST
 }
