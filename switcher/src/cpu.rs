@@ -249,7 +249,7 @@ impl Cpu {
         let window = self.frame.window;
         for (slot, segment) in self.frame.segments.iter_mut().zip(&self.segments) {
             let window = if segment.is_unlimited() { window } else { POISON };
-            *slot = SegmentSlot { base: segment.base, padding: 0, window };
+            *slot = SegmentSlot { base: segment.base, selector: segment.selector.into(), window };
         }
     }
 

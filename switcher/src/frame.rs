@@ -57,13 +57,15 @@ pub(crate) enum Reason {
     Kicked = 10,
 }
 
-/// A segment as translated code uses it when it isn't known to be flat.
+/// A segment register as translated code sees it: to be read, and to be used when it isn't known to
+/// be flat.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct SegmentSlot {
     /// Added to the offset, in 32 bits.
     pub(crate) base: u32,
-    pub(crate) padding: u32,
+    /// What reading the register gives: 16 bits.
+    pub(crate) selector: u32,
     /// The window to use: the current one when the segment has no limit worth checking, otherwise
     /// [`POISON`], which makes every access fault and so reach Rust.
     pub(crate) window: u64,
@@ -149,7 +151,7 @@ impl Frame {
             exit: 0,
             bounce_bit: 0,
             padding: 0,
-            segments: [SegmentSlot { base: 0, padding: 0, window: POISON }; 6],
+            segments: [SegmentSlot { base: 0, selector: 0, window: POISON }; 6],
             pick: [POISON; 256],
             xmm: [[0; 16]; 8],
             bounce: [0; BOUNCE_BYTES],
@@ -178,6 +180,11 @@ pub(crate) mod offset {
     /// Where segment `index` (es, cs, ss, ds, fs, gs) keeps its base.
     pub(crate) const fn segment_base(index: usize) -> i32 {
         (offset_of!(Frame, segments) + index * size_of::<SegmentSlot>()) as i32
+    }
+
+    /// Where segment `index` keeps its selector.
+    pub(crate) const fn segment_selector(index: usize) -> i32 {
+        segment_base(index) + offset_of!(SegmentSlot, selector) as i32
     }
 
     /// Where segment `index` keeps its window.

@@ -120,6 +120,8 @@ pub struct Vcpu {
     segment: CodeSegment,
     frame: *const Frame,
     world_changed: bool,
+    /// The user's window and the kernel's that [`Frame::pick`] is made of.
+    picked: [u64; 2],
     /// The operand in the bounce buffer.
     bounce: Option<Bounce>,
     /// [`GuestMemory::code_writes`] when it was last looked at.
@@ -203,6 +205,7 @@ impl Vcpu {
             segment: CodeSegment::FLAT,
             frame: std::ptr::null(),
             world_changed: true,
+            picked: [0; 2],
             bounce: None,
             seen_writes: parts.memory.code_writes().wrapping_sub(1),
             memory: parts.memory,

@@ -143,7 +143,7 @@ fn frame() -> Frame {
         exit: 0,
         bounce_bit: 0,
         padding: 0,
-        segments: [SegmentSlot { base: 0, padding: 0, window: 0 }; 6],
+        segments: [SegmentSlot { base: 0, selector: 0, window: 0 }; 6],
         pick: [0; 256],
         xmm: [[0; 16]; 8],
         bounce: [0; BOUNCE_BYTES],

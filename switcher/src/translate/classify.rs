@@ -23,6 +23,8 @@ pub(super) enum Way {
     Environment,
     /// `maskmovq`, `maskmovdqu`: memory at edi that no operand names.
     MaskedStore,
+    /// `mov` from a segment register.
+    SegmentRead,
     /// `xlat`.
     TableLookup,
     Push,
@@ -114,10 +116,15 @@ fn way(code: Code) -> Way {
 /// The codes whose mnemonic doesn't tell them apart.
 fn way_by_code(code: Code) -> Option<Way> {
     use Code as C;
-    if names_special_register(code) {
-        return Some(Way::Emulated);
-    }
     Some(match code {
+        C::Mov_rm16_Sreg | C::Mov_r32m16_Sreg => Way::SegmentRead,
+        C::Pushw_ES | C::Pushw_CS | C::Pushw_SS | C::Pushw_DS | C::Pushw_FS | C::Pushw_GS => {
+            Way::Push
+        }
+        C::Pushd_ES | C::Pushd_CS | C::Pushd_SS | C::Pushd_DS | C::Pushd_FS | C::Pushd_GS => {
+            Way::Push
+        }
+        _ if names_special_register(code) => Way::Emulated,
         C::Call_rel32_32 | C::Call_rm32 => Way::Call,
         C::Jmp_rel8_32 | C::Jmp_rel32_32 | C::Jmp_rm32 => Way::Jump,
         C::Retnd | C::Retnd_imm16 => Way::Return,
@@ -221,7 +228,7 @@ fn transfer_or(mnemonic: Mnemonic, otherwise: Way) -> Way {
 }
 
 /// Segment, control and debug registers as operands: not found in the host's, hence Rust's
-/// business.
+/// business, but for reads of segment registers.
 fn names_special_register(code: Code) -> bool {
     use OpCodeOperandKind as K;
     code.op_code().op_kinds().iter().any(|kind| {

@@ -24,7 +24,8 @@
 //! - [`unit`]: the unit's host code, instruction by instruction;
 //! - [`operands`], [`high_bytes`], [`bit_strings`]: instructions re-encoded, and where their
 //!   operand lies;
-//! - [`stack`], [`strings`], [`branches`], [`fpu`]: instructions with sequences of their own;
+//! - [`stack`], [`strings`], [`branches`], [`segments`], [`fpu`]: instructions with sequences of
+//!   their own;
 //! - [`assembler`], [`stubs`]: emitting, and leaving;
 //! - [`confinement`]: the emitted code, read back and judged.
 
@@ -42,6 +43,7 @@ mod golden;
 mod high_bytes;
 mod operands;
 mod plan;
+mod segments;
 mod stack;
 mod strings;
 mod stubs;

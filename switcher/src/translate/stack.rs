@@ -37,6 +37,10 @@ impl Translator<'_> {
         let (width, bytes) = stack_width(instruction);
         let below = Place::Stack(-bytes);
         match instruction.op0_kind() {
+            OpKind::Register if instruction.op0_register().is_segment_register() => {
+                self.selector(Width::Dword, Reg::R13, instruction.op0_register());
+                self.hot.store(width, below, Reg::R13);
+            }
             OpKind::Register => {
                 // esp itself is pushed as it was.
                 let from = host_register(instruction.op0_register());

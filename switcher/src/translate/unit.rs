@@ -101,6 +101,7 @@ impl<'r> Translator<'r> {
             Way::BitString => self.bit_string(instruction, route),
             Way::Environment => self.bounced(instruction),
             Way::MaskedStore => self.masked_store(instruction, route),
+            Way::SegmentRead => self.segment_read(instruction),
             Way::TableLookup => self.table_lookup(instruction, route),
             Way::Push => self.push(instruction, route),
             Way::Pop => self.pop(instruction, route),

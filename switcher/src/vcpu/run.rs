@@ -112,6 +112,7 @@ impl Vcpu {
         if same && !self.world_changed {
             return;
         }
+        let moved = frame != self.frame;
         (self.world_changed, self.assumptions, self.frame) = (false, assumptions, frame);
         let segment = self.cpu.segment(SegmentRegister::Cs);
         self.segment = CodeSegment { base: segment.base, limit: segment.limit };
@@ -123,9 +124,13 @@ impl Vcpu {
         frame.code = self.code.cache.base();
         frame.exit = crossing::leave_address();
         let (kernel, user) = (self.spaces.kernel(), self.spaces.current());
-        let (low, high) = frame.pick.split_at_mut((self.spaces.kernel_start() >> 24) as usize);
-        low.fill(self.spaces.windows.base(user));
-        high.fill(self.spaces.windows.base(kernel));
+        let picked = [user, kernel].map(|slot| self.spaces.windows.base(slot));
+        if moved || picked != self.picked {
+            self.picked = picked;
+            let (low, high) = frame.pick.split_at_mut((self.spaces.kernel_start() >> 24) as usize);
+            low.fill(picked[0]);
+            high.fill(picked[1]);
+        }
         self.cpu.refresh_slots();
     }
 
