@@ -135,12 +135,25 @@ impl Segment {
         (self.attributes >> 5 & 3) as u8
     }
 
+    /// It starts at 0 and reaches to 4 GiB, for all that `register` is used for.
+    fn is_flat(&self, register: SegmentRegister) -> bool {
+        let whole = if register == SegmentRegister::Cs {
+            self.is_usable() && self.is_code() && self.is_readable() && self.limit == u32::MAX
+        } else {
+            self.is_unlimited()
+        };
+        whole && self.base == 0 && self.is_32bit()
+    }
+
     /// All 4 GiB may be read and written through it (wherever they start).
     #[must_use]
     pub const fn is_unlimited(&self) -> bool {
         self.is_usable() && self.is_writable() && !self.is_expand_down() && self.limit == u32::MAX
     }
 }
+
+/// es, cs, ss and ds: the segments that instructions use without being asked to.
+const NEEDED_FLAT: u8 = 0b1111;
 
 /// One virtual processor's architectural state.
 ///
@@ -151,19 +164,15 @@ pub struct Cpu {
     segments: [Segment; 6],
     virtual_flags: u32,
     cpl: u8,
-    /// [`Cpu::find_flat`] of the segments as they are.
-    flat: bool,
+    /// Which of them are flat, a bit each: those that [`NEEDED_FLAT`] names decide whether
+    /// translated code can ignore segments.
+    flat: u8,
 }
 
 impl Cpu {
     pub(crate) fn new(frame: Box<Frame>) -> Self {
-        let mut cpu = Self {
-            frame,
-            segments: [Segment::default(); 6],
-            virtual_flags: 0,
-            cpl: 0,
-            flat: false,
-        };
+        let mut cpu =
+            Self { frame, segments: [Segment::default(); 6], virtual_flags: 0, cpl: 0, flat: 0 };
         for register in [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds] {
             cpu.set_segment(register, Segment::flat_data(0x10));
         }
@@ -225,37 +234,29 @@ impl Cpu {
         if matches!(register, SegmentRegister::Cs | SegmentRegister::Ss) {
             self.cpl = (segment.selector & 3) as u8;
         }
-        self.refresh_slots();
+        let index = register as usize;
+        let bit = 1 << index;
+        let flat = segment.is_flat(register);
+        self.flat = if flat { self.flat | bit } else { self.flat & !bit };
+        self.refresh_slot(index);
     }
 
-    /// cs, ss, ds and es all start at 0 and reach to 4 GiB, so that translated code can ignore
-    /// them.
-    fn find_flat(&self) -> bool {
-        let data = [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds];
-        let flat = |s: Segment| s.is_unlimited() && s.base == 0 && s.is_32bit();
-        let cs = self.segment(SegmentRegister::Cs);
-        data.into_iter().all(|register| flat(self.segment(register)))
-            && (cs.base, cs.limit) == (0, u32::MAX)
-            && cs.is_usable()
-            && cs.is_code()
-            && cs.is_readable()
-            && cs.is_32bit()
-    }
-
-    /// Brings what translated code knows of the segments up to date: after a change of a segment or of the
-    /// current window.
+    /// Brings what translated code knows of the segments up to date after a change of the current window.
     pub(crate) fn refresh_slots(&mut self) {
-        self.flat = self.find_flat();
-        let window = self.frame.window;
-        for (slot, segment) in self.frame.segments.iter_mut().zip(&self.segments) {
-            let window = if segment.is_unlimited() { window } else { POISON };
-            *slot = SegmentSlot { base: segment.base, selector: segment.selector.into(), window };
-        }
+        (0..self.segments.len()).for_each(|index| self.refresh_slot(index));
+    }
+
+    fn refresh_slot(&mut self, index: usize) {
+        let segment = &self.segments[index];
+        let window = if segment.is_unlimited() { self.frame.window } else { POISON };
+        self.frame.segments[index] =
+            SegmentSlot { base: segment.base, selector: segment.selector.into(), window };
     }
 
     /// What translated code may take for granted as things stand.
     pub(crate) fn assumptions(&self) -> Assumptions {
-        Assumptions { user: self.cpl == 3, flat: self.flat, step: self.virtual_flags & TF != 0 }
+        let flat = self.flat & NEEDED_FLAT == NEEDED_FLAT;
+        Assumptions { user: self.cpl == 3, flat, step: self.virtual_flags & TF != 0 }
     }
 
     /// CR0.TS or CR0.EM: while set, FPU instructions raise #NM.
