@@ -3,10 +3,10 @@
 use crate::compare::{Seen, differences, report, undefined_flags};
 use crate::machine::{Machine, Stop, in_processors_words};
 use crate::random::Random;
-use crate::state::{Case, End};
-use crate::world::World;
+use crate::state::{Case, End, Outcome, TRAP_FLAG};
+use crate::world::{BREAKPOINT, World};
 use crate::{Oracle, OracleError};
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{FlowControl, Instruction, Mnemonic};
 
 /// Whether what both did is one of several things that the manual allows: both faulted, in an
 /// instruction of many accesses, whose order is the processor's own business, as is what it
@@ -45,6 +45,13 @@ fn is_open(single: &Instruction, processor: End, switcher: Stop) -> bool {
     many || aligned && (theirs, ours) == (13, 12)
 }
 
+/// The same case, to be stopped behind its first instruction.
+fn with_trap_flag(case: &Case) -> Case {
+    let mut case = case.clone();
+    case.state.eflags |= TRAP_FLAG;
+    case
+}
+
 /// The processor and the Switcher in one world.
 pub struct Contest {
     /// The world.
@@ -79,7 +86,8 @@ impl Contest {
     }
 
     /// Runs `case`, whose code has `length` bytes, on both. When it is a single instruction, the
-    /// flags it leaves undefined don't count.
+    /// flags it leaves undefined don't count, and it is single-stepped where nothing else would
+    /// stop both behind it.
     ///
     /// # Errors
     /// When the processor can't be asked.
@@ -89,19 +97,65 @@ impl Contest {
         length: usize,
         single: Option<&Instruction>,
     ) -> Result<Verdict, OracleError> {
-        let outcome = self.oracle.run(case)?;
+        let stepped;
+        let (case, outcome) = match single {
+            Some(single) if case.state.eflags & TRAP_FLAG == 0 => {
+                let next = self.next_of(case, single)?;
+                let outcome = self.oracle.run(case)?;
+                if self.stops_at(next) {
+                    (case, outcome)
+                } else {
+                    stepped = with_trap_flag(case);
+                    (&stepped, self.oracle.run(&stepped)?)
+                }
+            }
+            _ => (case, self.oracle.run(case)?),
+        };
+        self.compare(case, &outcome, length, single)
+    }
+
+    /// Where a single instruction goes on when it doesn't fault. Of a branch only the processor
+    /// knows; a repeated string instruction, or a loop onto itself, ends behind itself at last.
+    fn next_of(&mut self, case: &Case, single: &Instruction) -> Result<u32, OracleError> {
+        let behind = case.state.eip.wrapping_add(single.len() as u32);
+        if single.flow_control() == FlowControl::Next {
+            return Ok(behind);
+        }
+        let outcome = self.oracle.run(&with_trap_flag(case))?;
+        let is_step = matches!(outcome.end, End::Exception { vector: 1, .. });
+        let moved = is_step && outcome.state.eip != case.state.eip;
+        Ok(if moved { outcome.state.eip } else { behind })
+    }
+
+    /// Whether the processor, now that it has run, could go no further than to `next`: there is a
+    /// breakpoint (which the instruction hasn't overwritten), or no memory. Otherwise random data
+    /// ran as code, and that does things that nobody compares: it reads clocks and flags left
+    /// undefined, or stores x87 pointers.
+    fn stops_at(&self, next: u32) -> bool {
+        let found = self.world.layout.locate(next);
+        found.is_none_or(|(_, offset)| self.oracle.memory()[offset] == BREAKPOINT)
+    }
+
+    /// Runs `case` on the Switcher too and holds both against each other.
+    fn compare(
+        &mut self,
+        case: &Case,
+        outcome: &Outcome,
+        length: usize,
+        single: Option<&Instruction>,
+    ) -> Result<Verdict, OracleError> {
         if matches!(outcome.end, End::SystemCall | End::Endless) {
             return Ok(Verdict::Incomparable);
         }
         let (stop, state) = self.machine.run(case);
-        let (stop, state) = in_processors_words(stop, state, &outcome);
+        let (stop, state) = in_processors_words(stop, state, outcome);
         let wild =
             matches!(stop, Stop::Privileged(_) | Stop::End(End::Exception { vector: 1, .. }));
         if single.is_none() && wild {
             // A program has run into data that says something for an embedder, or int1.
             return Ok(Verdict::Incomparable);
         }
-        let processor = Seen::by_processor(&outcome, self.oracle.memory());
+        let processor = Seen::by_processor(outcome, self.oracle.memory());
         let switcher = Seen { stop, state, memory: self.machine.memory() };
         if single.is_some_and(|single| is_open(single, outcome.end, stop)) {
             return Ok(Verdict::Same(outcome.end));

@@ -6,7 +6,7 @@ use crate::layout::{Layout, PAGE};
 use crate::random::Random;
 use crate::state::{ARITHMETIC_FLAGS, Case, DATA_SELECTOR, State, TRAP_FLAG};
 use crate::values::{any_extended, any_float, any_fx, any_word};
-use crate::world::{CODE, DATA, FIXED, LOW, STACK, TOP, World};
+use crate::world::{BREAKPOINT, CODE, DATA, FIXED, LOW, STACK, TOP, World};
 use iced_x86::{FlowControl, Mnemonic, OpKind, Register};
 
 /// Where a single instruction is put: far enough from both ends for short branches either way.
@@ -16,19 +16,32 @@ pub const AT: u32 = CODE + 0x800;
 /// something else.
 pub fn case_for(instance: &mut Instance, world: &World, random: &mut Random) -> Case {
     let mut state = any_state(random);
-    let mut memory = world.memory.clone();
     tame_immediate(instance, random);
     aim_implicit(instance, &mut state, random);
     let target = aim_operand(instance, &mut state, world, random);
-    let offset = world.layout.locate(AT).map_or(0, |(_, offset)| offset);
-    memory[offset..offset + instance.bytes.len()].copy_from_slice(&instance.bytes);
+    let memory = world.memory.clone();
     let mut case = Case { state, memory };
     for address in target.into_iter().chain(implicit_addresses(&case.state)) {
         fill(&mut case, &world.layout, address, instance, random);
     }
-    // The instruction itself, if that was overwritten.
-    case.memory[offset..offset + instance.bytes.len()].copy_from_slice(&instance.bytes);
+    place(&mut case, &world.layout, instance);
     case
+}
+
+/// Puts the instruction where it belongs, and breakpoints where it goes on: addresses may well have
+/// pointed there, and what data does as code is nobody's business.
+fn place(case: &mut Case, layout: &Layout, instance: &Instance) {
+    let behind = AT + instance.bytes.len() as u32;
+    let target = instance.instruction.near_branch_target() as u32;
+    let target = is_near_branch(instance).then_some(target);
+    for end in target.into_iter().chain([behind]) {
+        if let Some((_, offset)) = layout.locate(end) {
+            case.memory[offset] = BREAKPOINT;
+        }
+    }
+    if let Some((_, offset)) = layout.locate(AT) {
+        case.memory[offset..offset + instance.bytes.len()].copy_from_slice(&instance.bytes);
+    }
 }
 
 /// Registers, flags, segments and FPU state, all random.

@@ -25,7 +25,7 @@ pub const LOW: u32 = 0x0000_e000;
 /// Bytes of code pages.
 pub const CODE_BYTES: u32 = 2 * PAGE;
 /// int3: what code pages are filled with, so that every way out of the code under test ends.
-const BREAKPOINT: u8 = 0xcc;
+pub const BREAKPOINT: u8 = 0xcc;
 
 /// The local descriptor table: raw descriptors (SDM volume 3, section "Segment Descriptors"),
 /// level 3, accessed.
