@@ -119,6 +119,52 @@ fn nothing_crosses_the_top_of_memory() {
 }
 
 #[test]
+fn the_pieces_of_an_operand_wrap_one_by_one() {
+    /// A program, the offset of its operand, and what memory holds afterwards.
+    type Case =
+        (fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>, u32, &'static [(u32, u32)]);
+    // 16-bit addresses are in bytes: the assembler would take [bx] for a mistake.
+    let cases: [Case; 8] = [
+        // fstp tbyte [bx]: 8 bytes, then sign and exponent.
+        (|a| a.db(&[0xd9, 0xe8, 0x67, 0xdb, 0x3f]), 0xfff8, &[(0xfffc, 1 << 31), (0, 0x3fff)]),
+        (|a| a.db(&[0xd9, 0xe8, 0xdb, 0x3b]), 0xffff_fff8, &[(0xf_fffc, 1 << 31), (0, 0x3fff)]),
+        // les ecx, [bx]; mov [0x3000], ecx
+        (|a| a.db(&[0x67, 0xc4, 0x0f, 0x89, 0x0d, 0, 0x30, 0, 0]), 0xfffc, &[(0x3000, 0)]),
+        // bound eax, [bx]: only 0 lies between these two.
+        (|a| a.db(&[0x67, 0x62, 0x07]), 0xfffc, &[]),
+        // fnstenv [bx]: seven dwords.
+        (|a| a.db(&[0x67, 0xd9, 0x37]), 0xfff4, &[(0xfff4, 0xffff_037f), (0xc, 0xffff_0000)]),
+        // fld1; fnsave [bx]; frstor [bx]; fst qword [0x3000]
+        (
+            |a| a.db(&[0xd9, 0xe8, 0x67, 0xdd, 0x37, 0x67, 0xdd, 0x27, 0xdd, 0x15, 0, 0x30, 0, 0]),
+            0xffe4,
+            &[(4, 1 << 31), (8, 0x3fff), (0x3004, 0x3ff0_0000)],
+        ),
+        // fxsave [bx]: MXCSR is at 24.
+        (|a| a.db(&[0x67, 0x0f, 0xae, 0x07]), 0xfff0, &[(8, 0x1f80)]),
+        // mov edi, ebx; pcmpeqb mm0, mm0; maskmovq mm0, mm0 (by di): byte by byte.
+        (
+            |a| a.db(&[0x89, 0xdf, 0x0f, 0x74, 0xc0, 0x67, 0x0f, 0xf7, 0xc0]),
+            0xfffd,
+            &[(0xfffc, 0xffff_ff00), (0, u32::MAX), (4, 0xff)],
+        ),
+    ];
+    for (index, (program, operand, expected)) in cases.into_iter().enumerate() {
+        let mut machine = Machine::new(3, program);
+        machine.set_gpr(Gpr::Ebx, operand);
+        if index == 2 {
+            machine.store(0, &(DATA_3 | 3).to_le_bytes());
+        }
+        let code = machine.dword(START);
+        machine.finish();
+        for &(at, value) in expected {
+            assert_eq!(machine.dword(at), value, "program {index}, at {at:#x}");
+        }
+        assert_eq!(machine.dword(START), code, "program {index}");
+    }
+}
+
+#[test]
 fn strings_stand_at_the_fault_and_go_on() {
     let mut machine = Machine::new(3, |a| {
         a.mov(esi, 0x3000)?;

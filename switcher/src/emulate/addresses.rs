@@ -132,11 +132,21 @@ fn effective_address(cpu: &Cpu, instruction: &Instruction, esp: u32) -> u32 {
         .wrapping_add(index.wrapping_mul(instruction.memory_index_scale()))
         .wrapping_add(instruction.memory_displacement32())
         .wrapping_add(bit_string_displacement(cpu, instruction));
-    if has_16bit_address(instruction) { address & 0xffff } else { address }
+    address & wraps_at(instruction)
+}
+
+/// The highest offset that the instruction's address size has.
+pub(super) fn wraps_at(instruction: &Instruction) -> u32 {
+    if has_16bit_address(instruction) { 0xffff } else { u32::MAX }
 }
 
 /// Whether the memory operand is addressed by 16 bits.
 fn has_16bit_address(instruction: &Instruction) -> bool {
+    let implicit =
+        |kind| matches!(kind, OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI);
+    if instruction.op_kinds().any(implicit) {
+        return true;
+    }
     match (instruction.memory_base(), instruction.memory_index()) {
         (Register::None, Register::None) => instruction.memory_displ_size() == 2,
         (Register::None, index) => index.is_gpr16(),

@@ -26,6 +26,7 @@ mod decimal;
 mod far_transfers;
 mod flags;
 mod operands;
+mod pieces;
 mod registers;
 mod returns;
 mod segments;
@@ -35,6 +36,7 @@ mod strings;
 mod testing;
 
 pub(crate) use addresses::{bit_offset, linear_address};
+pub(crate) use pieces::Pieces;
 pub(crate) use returns::iret;
 pub(crate) use segments::load_segment;
 

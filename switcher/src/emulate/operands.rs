@@ -1,9 +1,8 @@
 //! Reading and writing an instruction's operand, wherever it is: register, immediate or memory.
 
-use super::addresses::{Direction, linear, operand_offset};
-use super::{Bus, linear_address, registers};
+use super::{Bus, Pieces, linear_address, registers};
 use crate::address::GuestVirt;
-use crate::cpu::{Cpu, Gpr};
+use crate::cpu::Cpu;
 use crate::exit::Exception;
 use iced_x86::{Instruction, OpKind, Register};
 
@@ -113,7 +112,7 @@ pub(super) fn read_far_pointer(
 }
 
 /// Reads `size` bytes that lie `displacement` bytes into a memory operand of several parts. The
-/// processor checks each part by itself.
+/// processor takes each part by itself.
 ///
 /// # Errors
 /// What the memory access raises.
@@ -124,9 +123,7 @@ pub(super) fn read_part(
     displacement: u32,
     size: u32,
 ) -> Result<u32, Exception> {
-    let (segment, offset) = operand_offset(cpu, instruction, cpu.gpr(Gpr::Esp));
-    let offset = offset.wrapping_add(displacement);
-    let at = linear(cpu, segment, offset, size, Direction::Read)?;
+    let at = Pieces::of(cpu, instruction).judge(cpu, displacement, size, false)?;
     read_memory(bus, at, size)
 }
 

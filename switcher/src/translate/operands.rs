@@ -36,6 +36,9 @@ impl Translator<'_> {
     /// An instruction that exists in both modes.
     pub(super) fn native(&mut self, instruction: &Instruction, route: Route) {
         let mut host = host_form(instruction);
+        // Only Rust knows how the two pieces of such an operand wrap at 64 KiB.
+        let wraps = uses_16bit_address(instruction) && instruction.memory_size().size() == 10;
+        let route = if wraps { Route::Bounced } else { route };
         if !has_memory(instruction) {
             self.encode_with_high_bytes(host);
             return;

@@ -10,7 +10,7 @@ use super::Vcpu;
 use super::guest_bus::GuestBus;
 use super::run::Resume;
 use crate::address::{GuestVirt, PAGE_SIZE};
-use crate::emulate::{Bus, bit_offset, linear_address};
+use crate::emulate::{Bus, Pieces, bit_offset};
 use crate::environment::Environment;
 use crate::exit::{Exception, Exit};
 use crate::frame::BOUNCE_BYTES;
@@ -31,7 +31,7 @@ const SHORT_ENVIRONMENTS: [usize; 2] = [14, 94];
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounce {
     instruction: Instruction,
-    address: GuestVirt,
+    operand: Pieces,
     /// Bytes to be copied back.
     store: usize,
 }
@@ -52,23 +52,28 @@ impl Vcpu {
     ) -> Result<(), Exception> {
         let size = instruction.memory_size().size().min(BOUNCE_BYTES);
         let writes = writes_memory(instruction);
-        let address = linear_address(&self.cpu, instruction, size as u32, writes)?;
-        if must_be_aligned(instruction, size) && !address.0.is_multiple_of(16) {
-            return Err(Exception::protection(0));
-        }
+        let operand = Pieces::of(&self.cpu, instruction);
+        let aligned = operand.start().0.is_multiple_of(16) || !must_be_aligned(instruction, size);
         let user = self.assumptions.user;
         let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
-        if writes {
-            bus.check_write(address, size as u32)?;
+        for range in operand.ranges(size) {
+            let (at, len) = (range.start as u32, range.len() as u32);
+            let address = operand.judge(&self.cpu, at, len, writes)?;
+            if !aligned {
+                return Err(Exception::protection(0));
+            }
+            if writes {
+                bus.check_write(address, len)?;
+            }
+            // What is only written is read too: a part of it may stay as it was.
+            bus.read(address, &mut self.cpu.frame.bounce[range])?;
         }
-        // What is only written is read too: a part of it may stay as it was.
-        bus.read(address, &mut self.cpu.frame.bounce[..size])?;
         if is_bit_string(instruction.mnemonic()) {
             self.cpu.frame.bounce_bit = bit_offset(&self.cpu, instruction);
         }
         let whole = if instruction.mnemonic() == Mnemonic::Fxsave { FXSAVE_BYTES } else { size };
         let store = if writes { whole } else { 0 };
-        self.bounce = Some(Bounce { instruction: *instruction, address, store });
+        self.bounce = Some(Bounce { instruction: *instruction, operand, store });
         Ok(())
     }
 
@@ -78,12 +83,15 @@ impl Vcpu {
         self.statistics.bounced += 1;
         let eip = self.cpu.eip();
         if bounce.store > 0 {
-            let operand = &mut self.cpu.frame.bounce[..bounce.store];
-            hide_the_host(&bounce.instruction, operand);
+            let bytes = &mut self.cpu.frame.bounce[..bounce.store];
+            hide_the_host(&bounce.instruction, bytes);
             let user = self.assumptions.user;
             let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
-            bus.write(bounce.address, operand).map_err(Exit::Exception)?;
-            self.reconsider(env, bounce.address)?;
+            for range in bounce.operand.ranges(bytes.len()) {
+                let address = bounce.operand.at(range.start as u32);
+                bus.write(address, &bytes[range]).map_err(Exit::Exception)?;
+            }
+            self.reconsider(env, bounce.operand.start())?;
         }
         self.cpu.set_eip(eip.wrapping_add(bounce.instruction.len() as u32));
         self.after_instruction()
