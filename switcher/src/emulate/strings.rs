@@ -59,6 +59,9 @@ struct Strings {
     source: SegmentRegister,
     /// Bytes of esi, edi and ecx that count: 2 or 4.
     index_size: u32,
+    /// `repe cmpsb` alone looks at esi before edi, on AMD's processors; the manual doesn't say. It
+    /// shows when both fault.
+    source_first: bool,
     /// A repeated comparison goes on while ZF has this value.
     while_equal: Option<bool>,
     /// al, ax or eax.
@@ -118,6 +121,7 @@ impl Strings {
             size,
             source: addresses::operand_segment(instruction),
             index_size: if instruction.op_kinds().any(is_16bit) { 2 } else { 4 },
+            source_first: size == 1 && instruction.has_rep_prefix(),
             while_equal: compares.then(|| !instruction.has_repne_prefix()),
             accumulator: match size {
                 1 => Register::AL,
@@ -174,11 +178,15 @@ impl Strings {
                 write(cpu, self.accumulator, last);
             }
             Operation::Compare => {
-                // In this order, as AMD's processors mostly do: it shows when both fault.
-                self.read_destination(cpu, bus, elements)?;
                 let mut buffer = [0; RUN_BYTES];
                 let (source, _) = buffer.split_at_mut(len);
-                self.read_source(cpu, bus, source)?;
+                if self.source_first {
+                    self.read_source(cpu, bus, source)?;
+                }
+                self.read_destination(cpu, bus, elements)?;
+                if !self.source_first {
+                    self.read_source(cpu, bus, source)?;
+                }
                 steps = self.compare(cpu, self.elements(source), self.elements(elements));
             }
             Operation::Scan => {

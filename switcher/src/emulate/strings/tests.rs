@@ -45,6 +45,9 @@ fn model(cpu: &mut Cpu, memory: &mut Memory, case: &Case) -> Result<(), Exceptio
                 write_low_bytes(cpu, size, value);
             }
             Operation::Compare | Operation::Scan => {
+                if case.operation == Operation::Compare && case.prefix == Some(0xf3) && size == 1 {
+                    element(memory, source?.0)?;
+                }
                 let right = element(memory, target(cpu, Direction::Read)?.0)?;
                 let left = match case.operation {
                     Operation::Scan => accumulator,
@@ -225,6 +228,25 @@ fn a_fault_stands_between_two_steps() {
     assert_eq!((cpu.gpr(Gpr::Ecx), cpu.gpr(Gpr::Edi), cpu.eip()), (98, 0x4ffe, 0x1000));
     assert_eq!(run(&mut cpu, &mut memory, &[0xf3, 0xa5]), fault);
     assert_eq!(state(&cpu), registers);
+}
+
+#[test]
+fn of_two_faults_the_processors_first_is_reported() {
+    let (mut cpu, mut memory) = (cpu_at(3), memory());
+    cpu.set_gpr(Gpr::Esi, 0x3000);
+    cpu.set_gpr(Gpr::Edi, 0x5000);
+    cpu.set_gpr(Gpr::Ecx, 2);
+    memory.remove_page(0x3000);
+    memory.remove_page(0x5000);
+    for (code, first) in [
+        (&[0xa6][..], 0x5000),   // cmpsb
+        (&[0xf3, 0xa6], 0x3000), // repe cmpsb
+        (&[0xf2, 0xa6], 0x5000), // repne cmpsb
+        (&[0xf3, 0xa7], 0x5000), // repe cmpsd
+        (&[0xf3, 0xa4], 0x3000), // rep movsb
+    ] {
+        assert_fault(&mut cpu, &mut memory, code, page_fault(first, false, false));
+    }
 }
 
 #[test]
