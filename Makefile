@@ -3,6 +3,7 @@
 #   make            builds everything: the guest's kernel and, around it, target/release/lguest
 #   make run        boots the bundled guest to a prompt, with BusyBox in its initrd
 #   make test       runs every test, examples in the documentation included
+#   make test-long  holds the translator against the processor, each time from a new seed (LONG_SECONDS each)
 #   make bench      prints how fast it is, beside the same thing done natively
 #   make docs       the API documentation, and the book where mdbook is installed
 #   make fuzz       throws random input at what reads a guest's or a user's bytes (FUZZ_SECONDS each)
@@ -18,7 +19,7 @@ TARGET       := $(or $(CARGO_TARGET_DIR),target)
 LGUEST := $(TARGET)/release/lguest
 INITRD := build/initrd.cpio
 
-.PHONY: all run test bench docs fuzz check setup guest initrd command clean
+.PHONY: all run test test-long bench docs fuzz check setup guest initrd command clean
 
 all: command
 
@@ -43,6 +44,10 @@ run: command initrd
 test: guest initrd
 	$(CARGO) test --workspace
 	cd kernel && $(CARGO) test --package lguest-kernel-logic --package lguest-system-calls
+
+# A failure prints the seed that repeats it.
+test-long: setup
+	LGUEST_ORACLE_SECONDS=$(or $(LONG_SECONDS),600) $(CARGO) test --package lguest-oracle --no-fail-fast
 
 bench: guest initrd
 	@$(CARGO) bench --package lguest --bench first_light

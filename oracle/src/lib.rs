@@ -39,7 +39,7 @@ pub mod values;
 mod worker;
 pub mod world;
 
-pub use budget::Budget;
+pub use budget::{Budget, seed};
 pub use layout::{Layout, Region};
 pub use state::{Case, End, Outcome, State};
 pub use worker::{Oracle, OracleError};

@@ -1,7 +1,7 @@
 //! Every instruction form that 32-bit user code can hold, held against the real processor.
 //!
 //! The forms come from iced's table, with random operands, prefixes and states for each, faulting
-//! ones among them. Runs for a few seconds; for `LGUEST_ORACLE_SECONDS` when that is set, from another
+//! ones among them. Runs for [`ROUNDS`] rounds; for `LGUEST_ORACLE_SECONDS` when that is set, from another
 //! seed each time unless `LGUEST_ORACLE_SEED` says which. `LGUEST_ORACLE_FORM` picks the forms whose name contains it.
 
 use iced_x86::Code;
@@ -11,9 +11,11 @@ use lguest_oracle::instance::Instance;
 use lguest_oracle::machine::Stop;
 use lguest_oracle::placing::{self, AT};
 use lguest_oracle::random::Random;
-use lguest_oracle::{Budget, End};
+use lguest_oracle::{Budget, End, seed};
 use std::collections::BTreeMap;
 
+/// Instances of each form in a run of about 20 seconds.
+const ROUNDS: u64 = 90;
 /// Failures to show of one form, and of all.
 const SHOWN: usize = 2;
 const SHOWN_IN_ALL: usize = 60;
@@ -28,8 +30,8 @@ struct Tally {
     failures: u32,
 }
 
-fn contest(budget: &Budget) -> Contest {
-    Contest::new(&mut Random::new(budget.seed())).expect("the processor must run 32-bit code")
+fn contest(seed: u64) -> Contest {
+    Contest::new(&mut Random::new(seed)).expect("the processor must run 32-bit code")
 }
 
 fn chosen() -> impl Iterator<Item = Code> {
@@ -39,14 +41,14 @@ fn chosen() -> impl Iterator<Item = Code> {
 
 #[test]
 fn every_form_does_what_the_processor_does() {
-    let budget = Budget::new(20);
-    let mut contest = contest(&budget);
+    let budget = Budget::new(ROUNDS);
+    let mut contest = contest(budget.seed());
     let codes: Vec<Code> =
         chosen().filter(|&code| forms::classify(code) == Class::Tested).collect();
     let mut tallies: BTreeMap<usize, Tally> = BTreeMap::new();
     let mut shown = 0;
     let mut round = 0;
-    while round < 8 || budget.lasts() {
+    while budget.lasts(round) {
         for &code in &codes {
             let tally = tallies.entry(code as usize).or_default();
             let seed = budget.seed() ^ (code as u64) << 32 ^ round;
@@ -119,14 +121,14 @@ fn summarize(codes: &[Code], tallies: &BTreeMap<usize, Tally>) {
 
 #[test]
 fn the_embedders_instructions_are_handed_over_untouched() {
-    let budget = Budget::new(2);
-    let mut contest = contest(&budget);
+    let seed = seed();
+    let mut contest = contest(seed);
     let mut failures = Vec::new();
     let codes: Vec<Code> =
         chosen().filter(|&code| forms::classify(code) == Class::Embedders).collect();
     for &code in &codes {
         for round in 0..8 {
-            let mut random = Random::new(budget.seed() ^ (code as u64) << 32 ^ round);
+            let mut random = Random::new(seed ^ (code as u64) << 32 ^ round);
             let Some(mut instance) = Instance::of(code, AT, &mut random) else {
                 failures.push(format!("{code:?}: no bytes were found that decode to it"));
                 break;
@@ -142,18 +144,18 @@ fn the_embedders_instructions_are_handed_over_untouched() {
         }
     }
     println!("{} forms are the embedder's", codes.len());
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(failures.is_empty(), "seed {seed}:\n{}", failures.join("\n"));
 }
 
 #[test]
 fn what_is_not_offered_does_not_exist() {
-    let budget = Budget::new(2);
-    let mut contest = contest(&budget);
+    let seed = seed();
+    let mut contest = contest(seed);
     let mut failures = Vec::new();
     let (mut tested, mut impossible) = (0, Vec::new());
     let codes = chosen().filter(|&code| forms::classify(code) == Class::NotOffered);
     for code in codes {
-        let mut random = Random::new(budget.seed() ^ (code as u64) << 32);
+        let mut random = Random::new(seed ^ (code as u64) << 32);
         let Some(mut instance) = Instance::of(code, AT, &mut random) else {
             impossible.push(format!("{code:?}"));
             continue;
@@ -167,5 +169,5 @@ fn what_is_not_offered_does_not_exist() {
         }
     }
     println!("{tested} forms aren't offered; decoded to something else: {}", impossible.join(" "));
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(failures.is_empty(), "seed {seed}:\n{}", failures.join("\n"));
 }

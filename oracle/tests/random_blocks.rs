@@ -2,7 +2,7 @@
 //! branches, loops, calls, code that changes itself, and all kinds of state carried from one
 //! instruction to the next.
 //!
-//! Runs for a few seconds; for `LGUEST_ORACLE_SECONDS` when that is set, from another seed each time
+//! Runs [`PROGRAMS`] of them; for `LGUEST_ORACLE_SECONDS` when that is set, from another seed each time
 //! unless `LGUEST_ORACLE_SEED` says which.
 
 use lguest_oracle::Budget;
@@ -11,17 +11,19 @@ use lguest_oracle::blocks::Blocks;
 use lguest_oracle::contest::{Contest, Verdict};
 use lguest_oracle::random::Random;
 
+/// Programs in a run of about 15 seconds.
+const PROGRAMS: u64 = 27_000;
 /// Failures to show before giving up.
 const SHOWN: usize = 8;
 
 #[test]
 fn random_programs_do_what_they_do_on_the_processor() {
-    let budget = Budget::new(15);
+    let budget = Budget::new(PROGRAMS);
     let mut random = Random::new(budget.seed());
     let mut contest = Contest::new(&mut random).expect("the processor must run 32-bit code");
     let mut blocks = Blocks::default();
     let (mut count, mut whole, mut incomparable, mut failures) = (0_u64, 0_u64, 0_u64, 0);
-    while failures < SHOWN && (count < 300 || budget.lasts()) {
+    while failures < SHOWN && budget.lasts(count) {
         let seed = budget.seed() ^ count << 20;
         let block = blocks.make(&contest.world, &mut Random::new(seed));
         count += 1;
