@@ -1,6 +1,7 @@
 //! Both processors run the same case, and are held against each other.
 
 use crate::compare::{Seen, differences, report, undefined_flags};
+use crate::forms::{Class, classify};
 use crate::instance::Instance;
 use crate::machine::{Machine, Stop, in_processors_words};
 use crate::random::Random;
@@ -62,6 +63,19 @@ fn must_be_same(instruction: &Instruction, difference: &str) -> bool {
         }
         _ => !difference.starts_with("end:") && !difference.starts_with("byte at "),
     }
+}
+
+/// Whether both refuse what the Switcher's processor doesn't have: as undefined, or, where this
+/// one has it, because it is the system's (`xsetbv`, say, or `vmrun`).
+fn is_refused_either_way(
+    instruction: Option<&Instruction>,
+    processor: End,
+    switcher: Stop,
+) -> bool {
+    const UNDEFINED: Stop = Stop::End(End::Exception { vector: 6, error: 0, address: 0 });
+    const REFUSED: End = End::Exception { vector: 13, error: 0, address: 0 };
+    let offered = |instruction: &Instruction| classify(instruction.code()) != Class::NotOffered;
+    switcher == UNDEFINED && processor == REFUSED && !instruction.is_some_and(offered)
 }
 
 /// The same case, to be stopped behind its first instruction.
@@ -180,11 +194,18 @@ impl Contest {
         let mut found = differences(&processor, &switcher, &self.world.layout, ignored);
         // A program has seldom got to such an instruction on purpose: it has run into data.
         let last = single.copied().or_else(|| self.instruction_at(outcome.state.eip));
-        if let Some(last) = last.filter(|last| is_open(last, outcome.end, stop)) {
-            found.retain(|difference| must_be_same(&last, difference));
+        if let Some(last) = last.as_ref().filter(|last| is_open(last, outcome.end, stop)) {
+            found.retain(|difference| must_be_same(last, difference));
+        }
+        if single.is_none() && is_refused_either_way(last.as_ref(), outcome.end, stop) {
+            found.retain(|difference| !difference.starts_with("end:"));
         }
         if found.is_empty() {
             return Ok(Verdict::Same(outcome.end));
+        }
+        if single.is_none() {
+            let last = last.map_or("no instruction".into(), |last| last.to_string());
+            found.push(format!("the processor stopped at {:08x}: {last}", outcome.state.eip));
         }
         Ok(Verdict::Different(report(case, &self.world.layout, length, &found)))
     }

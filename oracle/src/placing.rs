@@ -24,8 +24,43 @@ pub fn case_for(instance: &mut Instance, world: &World, random: &mut Random) -> 
     for address in target.into_iter().chain(implicit_addresses(&case.state)) {
         fill(&mut case, &world.layout, address, instance, random);
     }
+    hide_processor_number(&mut case, &world.layout, instance);
     place(&mut case, &world.layout, instance);
     case
+}
+
+/// Linux keeps the number of the processor that one runs on in a descriptor's limit (index 15,
+/// `GDT_ENTRY_CPUNODE`): the one part of its table that user code sees and nobody can foretell. So
+/// where an instruction would read its selector from `r/m16`, it finds the data segment's.
+fn hide_processor_number(case: &mut Case, layout: &Layout, instance: &Instance) {
+    use Mnemonic as M;
+    let instruction = &instance.instruction;
+    let reads = matches!(instruction.mnemonic(), M::Lar | M::Lsl | M::Verr | M::Verw)
+        || instruction.mnemonic() == M::Mov && instruction.op0_register().is_segment_register();
+    if !reads {
+        return;
+    }
+    let is_number = |selector: u32| selector & 0xfff8 == 15 << 3;
+    let operand = instruction.op_count() - 1;
+    if let Some(register) = number(instruction.op_register(operand)) {
+        let value = &mut case.state.gpr[register];
+        if is_number(*value) {
+            *value ^= 0x50;
+        }
+        return;
+    }
+    let state = case.state;
+    let address = instruction.virtual_address(operand, 0, |register, _, _| {
+        let value = number(register).map(|index| state.gpr[index]);
+        Some(value.unwrap_or_else(|| segment_base(register, &state)).into())
+    });
+    let byte = |at: u64| layout.locate(at as u32).map(|(_, offset)| offset);
+    if let Some((low, high)) = address.and_then(|at| byte(at).zip(byte(at + 1))) {
+        let selector = u32::from(case.memory[low]) | u32::from(case.memory[high]) << 8;
+        if is_number(selector) {
+            case.memory[low] ^= 0x50;
+        }
+    }
 }
 
 /// Puts the instruction where it belongs, and breakpoints where it goes on: addresses may well have
