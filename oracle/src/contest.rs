@@ -65,8 +65,9 @@ fn must_be_same(instruction: &Instruction, difference: &str) -> bool {
     }
 }
 
-/// Whether both refuse what the Switcher's processor doesn't have: as undefined, or, where this
-/// one has it, because it is the system's (`xsetbv`, say, or `vmrun`).
+/// Whether both refuse what the Switcher's processor doesn't have: as undefined, or because it would
+/// be too long if it were an instruction, or, where this processor has it, because it is the
+/// system's (`xsetbv`, say, or `vmrun`).
 fn is_refused_either_way(
     instruction: Option<&Instruction>,
     processor: End,
