@@ -365,3 +365,19 @@ impl Outcome {
         self
     }
 }
+
+/// A kernel that uses nothing but these instructions.
+pub fn kernel(write: impl FnOnce(&mut Code) -> Assembled) -> Outcome {
+    TinyGuest::new().kernel(write).run().powered_off()
+}
+
+/// Notes a field of LguestData.
+pub fn note_field(c: &mut Code, slot: u32, field: u32) -> Assembled {
+    c.mov(eax, dword_ptr(virt(DATA) + field))?;
+    c.note(slot, eax)
+}
+
+/// The first results.
+pub fn results<const N: usize>(outcome: &Outcome) -> [u32; N] {
+    std::array::from_fn(|slot| outcome.result(slot as u32))
+}
