@@ -14,30 +14,6 @@ use tiny_guest::*;
 const RAW_DATA: u64 = 0x00cf_9200_0000_ffff;
 
 #[test]
-fn a_guest_starts_as_the_interface_says() {
-    let outcome = TinyGuest::new()
-        .bare(|c| {
-            for (slot, register) in (0..).zip([eax, ebx, ecx, edx, esi, edi, ebp]) {
-                c.note(slot, register)?;
-            }
-            c.mov(esp, virt(STACK))?;
-            for (slot, segment) in (7..).zip([cs, ds, es, ss, fs, gs]) {
-                c.mov(eax, segment)?;
-                c.note(slot, eax)?;
-            }
-            c.hypercall(Hypercall::LguestInit { data: Phys(DATA) })?;
-            c.power_off()
-        })
-        .run()
-        .powered_off();
-    for slot in 0..7 {
-        assert_eq!(outcome.result(slot), 0);
-    }
-    let segments: Vec<u32> = (7..13).map(|slot| outcome.result(slot)).collect();
-    assert_eq!(segments, [0x61, 0x69, 0x69, 0x69, 0, 0]);
-}
-
-#[test]
 fn flush_async_changes_no_register() {
     let outcome = TinyGuest::new()
         .kernel(|c| {
