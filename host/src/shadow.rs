@@ -203,10 +203,13 @@ impl Shadow {
         if slot >= RESERVED_DIRECTORY_INDEX {
             return;
         }
-        let Some(space) = self.spaces.iter().find(|space| space.root == root) else { return };
-        if slot >= self.kernel_slot && root == self.spaces[self.current].root {
-            compare(vcpu, memory, root, View::Kernel, slot..slot + 1);
+        if slot >= self.kernel_slot {
+            // The kernel's window is the current directory's. That may have changed as well, with nobody
+            // saying so; then a switch to `root` would find both alike and keep what is shown.
+            let current = self.spaces[self.current].root;
+            compare(vcpu, memory, current, View::Kernel, slot..slot + 1);
         }
+        let Some(space) = self.spaces.iter().find(|space| space.root == root) else { return };
         compare(vcpu, memory, root, View::User(space.id), slot..slot + 1);
     }
 }

@@ -446,3 +446,100 @@ fn an_access_that_crosses_pages_sets_both() {
     assert_eq!(outcome.guest.word(FRAME_2), 0x4444);
     assert_eq!(outcome.guest.word(FRAME + 0xffc), 0x3333_0000);
 }
+
+#[test]
+fn set_pmd_of_another_directory_reaches_the_kernel_window_too() {
+    // Both directories change, and only the one that isn't current is told of.
+    let (address, slot) = (0xd000_0000, 0x340);
+    let guest = guest();
+    guest.put_word(FREE + 0x4000, FRAME_2 | 0x63);
+    for directory in [DIRECTORY, OTHER] {
+        guest.put_word(directory + slot * 4, SCRATCH | 0x23);
+    }
+    let outcome = guest
+        .with_word(SCRATCH, FRAME | 0x63)
+        .kernel(|c| {
+            c.hypercall(Hypercall::NewPgtable { directory: Phys(OTHER) })?;
+            c.hypercall(Hypercall::NewPgtable { directory: Phys(DIRECTORY) })?;
+            look(c, 0, address)?;
+            for directory in [DIRECTORY, OTHER] {
+                c.mov(dword_ptr(virt(directory) + slot * 4), (FREE + 0x4000) | 0x23)?;
+            }
+            c.hypercall(Hypercall::SetPmd { directory: Phys(OTHER), index: slot })?;
+            c.hypercall(Hypercall::NewPgtable { directory: Phys(OTHER) })?;
+            look(c, 1, address)
+        })
+        .run()
+        .powered_off();
+    assert_eq!([0, 1].map(|slot| outcome.result(slot)), [0x1111, 0x2222]);
+}
+
+#[test]
+fn a_directory_may_be_its_own_page_table() {
+    // The last but one entry: the tables appear at 0xff80_0000, the directory at 0xffbf_e000.
+    let map = 0x3fe << 22;
+    let outcome = guest()
+        .with_word(DIRECTORY + 0x3fe * 4, DIRECTORY | 3)
+        .kernel(|c| {
+            look(c, 0, map + (PAGE_OFFSET >> 12) * 4)?;
+            look(c, 1, map + (0x3fe << 12) + (USER_CODE >> 22) * 4)?;
+            // And the tables can be written there.
+            look(c, 2, page(4))?;
+            c.mov(dword_ptr(map + (page(4) >> 12) * 4), FRAME_2 | 7)?;
+            c.hypercall(FLUSH_USER)?;
+            look(c, 3, page(4))
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(0), 0x67, "page 0");
+    assert_eq!(outcome.result(1) & !0x60, USER_TABLE | 7);
+    assert_eq!([2, 3].map(|slot| outcome.result(slot)), [0x1111, 0x2222]);
+}
+
+#[test]
+fn lguest_init_drops_what_was_shown_before() {
+    let outcome = guest()
+        .bare(|c| {
+            look(c, 0, page(4))?;
+            c.mov(dword_ptr(entry(4)), FRAME_2 | 7)?;
+            c.hypercall(Hypercall::LguestInit { data: Phys(DATA) })?;
+            look(c, 1, page(4))?;
+            c.power_off()
+        })
+        .run()
+        .powered_off();
+    assert_eq!([0, 1].map(|slot| outcome.result(slot)), [0x1111, 0x2222]);
+}
+
+#[test]
+fn a_page_is_read_only_until_its_first_write_and_then_dirty() {
+    // Prepared as accessed, so that a neighbour is shown along with it.
+    let outcome = guest()
+        .with_word(USER_TABLE + 5 * 4, (FRAME + 0x1000) | 0x27)
+        .with_word(USER_TABLE + 4 * 4, FRAME | 0x27)
+        .kernel(|c| {
+            look(c, 0, page(4))?;
+            look(c, 1, entry(5))?;
+            c.mov(dword_ptr(page(5)), 9)?;
+            look(c, 2, entry(5))?;
+            look(c, 3, entry(4))
+        })
+        .run()
+        .powered_off();
+    let [word, before, after, neighbour] = results(&outcome);
+    assert_eq!((word, before & 0x60, after & 0x60), (0x1111, ACCESSED, ACCESSED | DIRTY));
+    assert_eq!(neighbour & 0x60, ACCESSED);
+}
+
+#[test]
+fn the_directorys_entry_is_marked_accessed_and_keeps_its_other_bits() {
+    let slot = USER_CODE >> 22;
+    let outcome = guest()
+        .kernel(|c| {
+            look(c, 0, page(4))?;
+            look(c, 1, virt(DIRECTORY) + slot * 4)
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(1), USER_TABLE | 7 | ACCESSED);
+}
