@@ -7,8 +7,9 @@
 use crate::kill::Kill;
 use crate::machine::Machine;
 use crate::privileged::Stumble;
+use lguest_abi::Phys;
 use lguest_switcher::Exception;
-use lguest_switcher::address::{GuestPhys, GuestVirt};
+use lguest_switcher::address::GuestVirt;
 
 /// CR0: protected mode.
 const PE: u32 = 1 << 0;
@@ -167,7 +168,7 @@ impl Machine {
             0 => self.set_cr0(value)?,
             2 => self.guest.control.cr2 = value,
             3 => {
-                self.new_page_table(GuestPhys(value))?;
+                self.new_page_table(Phys(value))?;
                 self.flush_all()?;
             }
             4 if value & !CR4_ALLOWED != 0 => return Err(Exception::protection(0).into()),

@@ -13,6 +13,7 @@ use crate::machine::{End, Machine, Sleep};
 use crate::page_tables::RESERVED;
 use crate::shared_data::{INTERRUPT_BYTES, SharedData};
 use crate::trace::Event;
+use lguest_abi::Phys;
 use lguest_abi::hypercall::{
     CRASH_MESSAGE_KEPT, CRASH_MESSAGE_READ, FlushScope, Hypercall, POWER_OFF_MESSAGE, number,
 };
@@ -80,7 +81,7 @@ impl Machine {
             Hypercall::LguestInit { data } => self.initialize(GuestPhys(data.0))?,
             Hypercall::Crash { message } => return Err(self.crash(GuestPhys(message.0))?),
             Hypercall::LoadGdt { table, entries } => self.load_gdt(GuestPhys(table.0), entries)?,
-            Hypercall::NewPgtable { directory } => self.new_page_table(GuestPhys(directory.0))?,
+            Hypercall::NewPgtable { directory } => self.new_page_table(directory)?,
             Hypercall::FlushTlb { scope: FlushScope::User } => {
                 self.shadow.flush_user(&mut self.vcpu, &self.guest.memory);
             }
@@ -102,11 +103,11 @@ impl Machine {
                 self.send_dma(GuestPhys(key.0), GuestPhys(dma.0), devices)?
             }
             Hypercall::SetPte { directory, address, value } => {
-                let (root, address) = (GuestPhys(directory.0).page(), GuestVirt(address.0));
+                let (root, address) = (self.page_directory(directory)?, GuestVirt(address.0));
                 self.shadow.set_pte(&mut self.vcpu, &self.guest.memory, root, address, value)?;
             }
             Hypercall::SetPmd { directory, index } => {
-                let root = GuestPhys(directory.0).page();
+                let root = self.page_directory(directory)?;
                 self.shadow.set_pmd(&mut self.vcpu, &self.guest.memory, root, index);
             }
             Hypercall::LoadTls { descriptors, .. } => self.load_tls(GuestPhys(descriptors.0))?,
@@ -172,10 +173,16 @@ impl Machine {
         Ok(())
     }
 
-    /// NEW_PGTABLE, and a `mov` to cr3: switches to another page directory.
-    pub(crate) fn new_page_table(&mut self, directory: GuestPhys) -> Result<(), Kill> {
-        let root = directory.page();
+    /// A page directory that the guest named: the page, found to be memory.
+    fn page_directory(&self, named: Phys) -> Result<GuestPhys, Kill> {
+        let root = GuestPhys(named.0).page();
         self.guest.check_range("page directory", root, PAGE_SIZE)?;
+        Ok(root)
+    }
+
+    /// NEW_PGTABLE, and a `mov` to cr3: switches to another page directory.
+    pub(crate) fn new_page_table(&mut self, directory: Phys) -> Result<(), Kill> {
+        let root = self.page_directory(directory)?;
         let old = std::mem::replace(&mut self.guest.root, root);
         if self.shadow.switch(&mut self.vcpu, &self.guest.memory, old, root) {
             self.pin_stack()?;

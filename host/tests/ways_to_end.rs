@@ -266,6 +266,21 @@ fn a_bad_section_of_a_dma() {
 }
 
 #[test]
+fn a_page_directory_that_set_pte_or_set_pmd_names_outside_memory() {
+    for directory in [END, u32::MAX] {
+        let kill = bad_address("page directory", directory & !0xfff, 4096);
+        let directory = Phys(directory);
+        for address in [USER_DATA, virt(FREE)] {
+            let address = Virt(address);
+            kills(Hypercall::SetPte { directory, address, value: 0 }, kill.clone());
+        }
+        for index in [USER_DATA >> 22, PAGE_OFFSET >> 22] {
+            kills(Hypercall::SetPmd { directory, index }, kill.clone());
+        }
+    }
+}
+
+#[test]
 fn turning_paging_off() {
     let outcome = TinyGuest::new()
         .kernel(|c| {
