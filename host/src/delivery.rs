@@ -104,7 +104,7 @@ impl Machine {
             what,
             value,
         };
-        let code = self.segment(KERNEL_CS);
+        let code = self.segment(KERNEL_CS)?;
         if !code.is_code() || !is_kernel_segment(&code) {
             return Err(double_fault(
                 self,
@@ -114,8 +114,8 @@ impl Machine {
         }
         let from_user = !self.in_kernel();
         let (stack, top) = if from_user {
-            let (selector, esp) = self.trap_stack();
-            (self.segment(selector), esp)
+            let (selector, esp) = self.trap_stack()?;
+            (self.segment(selector)?, esp)
         } else {
             (self.vcpu.cpu.segment(SegmentRegister::Ss), self.vcpu.cpu.gpr(Gpr::Esp))
         };
@@ -149,24 +149,30 @@ impl Machine {
     }
 
     /// The stack for traps from user mode: SET_STACK's, or else that of the task that `ltr` loaded.
-    fn trap_stack(&mut self) -> (u16, u32) {
+    fn trap_stack(&mut self) -> Result<(u16, u32), Kill> {
         /// Where a task segment has esp0, with ss0 behind it (SDM volume 3, section "Task-State
         /// Segment").
         const ESP0: u32 = 4;
         let stack = self.guest.stack;
         let (task, segment) = self.guest.segments.task;
         if stack.segment != 0 || task == 0 {
-            return (stack.segment, stack.esp);
+            return Ok((stack.segment, stack.esp));
         }
         let [e0, e1, e2, e3, s0, s1] =
             self.guest.read_table(segment.base.wrapping_add(ESP0)).unwrap_or_default();
-        (u16::from_le_bytes([s0, s1]), u32::from_le_bytes([e0, e1, e2, e3]))
+        self.guest.verdict()?;
+        Ok((u16::from_le_bytes([s0, s1]), u32::from_le_bytes([e0, e1, e2, e3])))
     }
 
     /// The segment that `selector` names, as it is when loaded at level 1; an unusable one when it names none.
-    fn segment(&mut self, selector: u16) -> Segment {
+    ///
+    /// # Errors
+    /// The guest's tables are such that the descriptor can't be looked for: that ends the guest, not what
+    /// delivery would make of it.
+    fn segment(&mut self, selector: u16) -> Result<Segment, Kill> {
         let descriptor = if selector & !3 == 0 { None } else { self.guest.descriptor(selector) };
-        Segment::from_descriptor(selector & !3 | KERNEL_LEVEL, descriptor.unwrap_or(0))
+        self.guest.verdict()?;
+        Ok(Segment::from_descriptor(selector & !3 | KERNEL_LEVEL, descriptor.unwrap_or(0)))
     }
 
     /// What is pushed: from the lowest address up, maybe an error code, eip, cs, eflags, and from user mode esp and ss.

@@ -281,6 +281,25 @@ fn a_page_directory_that_set_pte_or_set_pmd_names_outside_memory() {
 }
 
 #[test]
+fn a_descriptor_table_behind_a_bad_page_table_entry() {
+    // What ends the guest is the entry, not the segment that couldn't be read because of it.
+    let guest = TinyGuest::new();
+    let (entry, table) = (FREE | 0xf, 0x0840_0000);
+    guest.put_word(DIRECTORY + (table >> 22) * 4, FREE | 7);
+    guest.put_word(FREE, entry);
+    guest.put(SCRATCH, &[255, 0]);
+    guest.put_word(SCRATCH + 2, table);
+    let outcome = guest
+        .handler(6, |c| c.power_off())
+        .kernel(|c| {
+            c.lgdt(dword_ptr(virt(SCRATCH)))?;
+            c.ud2()
+        })
+        .run();
+    outcome.killed(Kill::BadPageTableEntry { entry, address: GuestVirt(table + 12 * 8) });
+}
+
+#[test]
 fn turning_paging_off() {
     let outcome = TinyGuest::new()
         .kernel(|c| {
