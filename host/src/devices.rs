@@ -91,12 +91,17 @@ impl<'a> DeviceIo<'a> {
     }
 
     /// Puts as much of `bytes` as fits into the lowest free buffer bound to `key`, hands it to the
-    /// guest and raises its interrupt. Gives the number of bytes taken.
+    /// guest and raises its interrupt. Gives the number of bytes taken: at least one, if there are any.
     ///
     /// # Errors
-    /// As [`buffer`](Self::buffer): then nothing was taken.
+    /// As [`buffer`](Self::buffer), or there are bytes and the buffer has room for none: then nothing was taken,
+    /// and the guest isn't told. (An interrupt with nothing in the buffer would mean something else to it; and the
+    /// buffer would stay free, for a device to fill with nothing again and again.)
     pub fn fill(&mut self, key: GuestPhys, bytes: &[u8]) -> Result<usize, NoBuffer> {
         let buffer = self.buffer(key)?;
+        if !bytes.is_empty() && buffer.sections().bytes() == 0 {
+            return Err(NoBuffer::NoRoom);
+        }
         let taken = buffer.sections().scatter(&self.guest.memory, bytes);
         self.complete(&buffer, taken as u32);
         Ok(taken)

@@ -115,6 +115,9 @@ pub enum NoBuffer {
     /// The guest has bound nothing to that key.
     #[error("no buffers are bound to that key")]
     NotBound,
+    /// The lowest free buffer has no sections.
+    #[error("the free buffer bound to that key has no room")]
+    NoRoom,
     /// Every buffer is still in use.
     #[error("every buffer bound to that key is in use")]
     NoneFree,

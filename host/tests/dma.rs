@@ -267,3 +267,101 @@ fn a_bad_section_in_a_bound_buffer_ends_its_owner() {
         .run_with(&mut device)
         .killed(lguest_host::Kill::BadDmaSection { dma: GuestPhys(array), start, bytes: 4 });
 }
+
+#[test]
+fn a_free_buffer_without_room_takes_nothing() {
+    // Or a device that waits until all is taken would wait for ever.
+    let guest = TinyGuest::new();
+    let array = SCRATCH + 0x400;
+    guest.put_dma(SCRATCH, 0, &[]);
+    guest.put_dma(array, 0, &[(FREE, 0), (FREE, 4)]);
+    let mut device = Device::new(|io| {
+        assert_eq!(io.fill(GuestPhys(KEY), b"abcdef"), Err(NoBuffer::NoRoom));
+        assert_eq!(io.fill(GuestPhys(KEY), b""), Ok(0));
+        0
+    });
+    let outcome = guest
+        .kernel(|c| {
+            c.hypercall(bind(KEY, array, 1, 5))?;
+            send(c, KEY)
+        })
+        .run_with(&mut device)
+        .powered_off();
+    assert_eq!(outcome.guest.word(array), 0);
+    assert_eq!(outcome.guest.word(FREE), 0);
+}
+
+#[test]
+fn an_array_is_withdrawn_by_its_address_alone() {
+    // Nothing is read from it any more, so it needn't be memory, and the count says nothing.
+    let outcome = TinyGuest::new()
+        .kernel(|c| {
+            c.hypercall(bind(KEY, SCRATCH, 1, 1))?;
+            for (slot, call) in
+                [(0, bind(KEY, u32::MAX, 0xff_ffff, 0)), (1, bind(KEY, SCRATCH, 0xff_ffff, 0))]
+            {
+                c.hypercall(call)?;
+                c.note(slot, eax)?;
+            }
+            Ok(())
+        })
+        .run()
+        .powered_off();
+    assert_eq!(results(&outcome), [0, 1]);
+}
+
+#[test]
+fn after_withdrawal_nothing_is_delivered() {
+    let guest = TinyGuest::new();
+    let array = SCRATCH + 0x400;
+    guest.put_dma(SCRATCH, 0, &[]);
+    guest.put_dma(array, 0, &[(FREE, 4)]);
+    let mut device = Device::new(|io| {
+        assert_eq!(io.fill(GuestPhys(KEY), b"abcd"), Err(NoBuffer::NotBound));
+        0
+    });
+    let outcome = guest
+        .kernel(|c| {
+            c.hypercall(bind(KEY, array, 1, 5))?;
+            c.hypercall(bind(KEY, array, 1, 0))?;
+            send(c, KEY)
+        })
+        .run_with(&mut device)
+        .powered_off();
+    assert_eq!(outcome.guest.word(FREE), 0);
+}
+
+#[test]
+fn all_sixteen_sections_count_and_may_cross_pages() {
+    let guest = TinyGuest::new();
+    let sections: Vec<(u32, u16)> = (0..16).map(|n| (FREE + n * 0x1000 + 0xfff, 2)).collect();
+    for (n, (start, _)) in (0..).zip(&sections) {
+        guest.put(*start, &[b'a' + n, b'A' + n]);
+    }
+    guest.put_dma(SCRATCH, 0, &sections);
+    let mut device = Device::new(|_| 32);
+    guest.kernel(|c| send(c, KEY)).run_with(&mut device).powered_off();
+    assert_eq!(device.sent, [b"aAbBcCdDeEfFgGhHiIjJkKlLmMnNoOpP".to_vec()]);
+}
+
+#[test]
+fn a_buffer_that_names_its_own_description_is_no_trap_for_the_host() {
+    // What arrives overwrites the Dma that describes where it goes; used_len is written last.
+    let guest = TinyGuest::new();
+    let array = SCRATCH + 0x400;
+    guest.put_dma(SCRATCH, 0, &[]);
+    guest.put_dma(array, 0, &[(array, 100)]);
+    let mut device = Device::new(|io| {
+        assert_eq!(io.fill(GuestPhys(KEY), &[0; 100]), Ok(100));
+        assert_eq!(io.fill(GuestPhys(KEY), &[0; 100]), Err(NoBuffer::NoneFree));
+        0
+    });
+    let outcome = guest
+        .kernel(|c| {
+            c.hypercall(bind(KEY, array, 1, 5))?;
+            send(c, KEY)
+        })
+        .run_with(&mut device)
+        .powered_off();
+    assert_eq!(outcome.guest.word(array), 100);
+}

@@ -4,6 +4,7 @@ mod book;
 mod bundled_guest;
 mod command;
 mod console;
+mod dma_and_memory;
 mod elf_file;
 mod endings;
 mod layout;

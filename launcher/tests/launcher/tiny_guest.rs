@@ -182,7 +182,7 @@ fn describe(a: &mut CodeAssembler, dma: u32, start: u32, len: u32) -> Assembled 
 }
 
 /// Waits for interrupts, for ever.
-fn sleep(a: &mut CodeAssembler) -> Assembled {
+pub(crate) fn sleep(a: &mut CodeAssembler) -> Assembled {
     let mut again: CodeLabel = a.create_label();
     a.set_label(&mut again)?;
     call(a, Hypercall::Halt)?;
