@@ -18,6 +18,7 @@ use lguest_abi::segments::{
 use lguest_host::{DeviceIo, Devices, End, Event, GuestMemory, GuestPhys, Kill, Machine};
 use lguest_host::{MachineConfig, NoDevices, Sections, Stop};
 use std::ops::{Deref, DerefMut};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -289,9 +290,12 @@ impl TinyGuest {
             lines.lock().expect("no test panics in a tracer").push(event.to_string());
         })));
         let kicker = machine.kicker();
+        // The thread ends as soon as the guest has, when the other end of the channel is dropped.
+        let (_running, ended) = channel::<()>();
         std::thread::spawn(move || {
-            std::thread::sleep(PATIENCE);
-            kicker.kick();
+            if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                kicker.kick();
+            }
         });
         let end = machine.run(&mut Impatient { devices, until: Instant::now() + PATIENCE });
         drop(machine);

@@ -32,6 +32,11 @@ pub(super) enum Resume {
 impl Vcpu {
     /// Runs guest code until something happens that the embedder must decide.
     pub fn run(&mut self, env: &mut dyn Environment) -> Exit {
+        // Translated code looks for kicks. A guest that faults at every instruction, since its handlers
+        // aren't there, never gets so far.
+        if self.kick.is_kicked() && self.kick.take() {
+            return Exit::Kicked;
+        }
         self.fpu.claim();
         self.last_fault = None;
         self.enter_world();
