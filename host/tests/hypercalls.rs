@@ -297,3 +297,155 @@ fn every_call_makes_a_readable_line() {
     assert_eq!(first, Some("hypercall  LGUEST_INIT data=0x00002000  (eip 0xc001001b)"));
     assert!(outcome.trace.iter().any(|line| line.starts_with("hypercall  SET_CLOCKEVENT")));
 }
+
+#[test]
+fn eax_changes_only_where_there_is_an_answer() {
+    let guest = TinyGuest::new();
+    guest.put_dma(SCRATCH, 0, &[]);
+    let call = |number, words: [u32; 3]| [number, words[0], words[1], words[2]];
+    let silent = [
+        call(0, [0, 0, 0]),
+        call(3, [GDT, 32, 0]),
+        call(4, [DIRECTORY, 0, 0]),
+        call(5, [0, 0, 0]),
+        call(5, [1, 0, 0]),
+        call(6, [40, 0, 0]),
+        call(7, [0x69, virt(TRAP_STACK), 2]),
+        call(8, [0, 0, 0]),
+        call(9, [0, 0, 0]),
+        call(13, [0, SCRATCH, 0]),
+        call(14, [DIRECTORY, USER_DATA, 0]),
+        call(15, [DIRECTORY, USER_DATA >> 22, 0]),
+        call(16, [GDT, 0, 0]),
+    ];
+    let outcome = guest
+        .kernel(|c| {
+            for (slot, words) in (0..).zip(silent) {
+                c.raw_hypercall(words)?;
+                c.note(slot, eax)?;
+            }
+            Ok(())
+        })
+        .run()
+        .powered_off();
+    let numbers: Vec<u32> = (0..silent.len() as u32).map(|slot| outcome.result(slot)).collect();
+    assert_eq!(numbers, silent.map(|words| words[0]));
+}
+
+#[test]
+fn a_crash_message_needs_no_particular_encoding() {
+    let guest = TinyGuest::new();
+    guest.put(SCRATCH, b"caf\xe9 \xff\0");
+    let end = guest.kernel(|c| c.hypercall(Hypercall::Crash { message: Phys(SCRATCH) })).run().end;
+    assert_eq!(end, End::Crashed("caf\u{fffd} \u{fffd}".to_owned()));
+}
+
+#[test]
+fn load_gdt_marks_entries_accessed() {
+    let guest = TinyGuest::new();
+    guest.put(GDT + 20 * 8, &RAW_DATA.to_le_bytes());
+    guest.put(GDT + 21 * 8, &(RAW_DATA | 3 << 45).to_le_bytes());
+    let outcome = guest
+        .kernel(|c| {
+            for (slot, entry) in [(0, 20), (1, 21)] {
+                c.mov(ecx, entry * 8 + 1)?;
+                c.lar(eax, ecx)?;
+                c.note(slot, eax)?;
+            }
+            Ok(())
+        })
+        .run()
+        .powered_off();
+    // Present, writable data, accessed: of level 1, and of level 3 as it was.
+    assert_eq!([0, 1].map(|slot| outcome.result(slot) & 0xff00), [0xb300, 0xf300]);
+    assert_eq!(
+        outcome.guest.word(GDT + 20 * 8 + 4),
+        0x00cf_9200,
+        "the guest's own table is its own"
+    );
+}
+
+#[test]
+fn load_gdt_of_fewer_entries_leaves_the_others() {
+    let guest = TinyGuest::new();
+    guest.put(GDT + 20 * 8, &RAW_DATA.to_le_bytes());
+    let outcome = guest
+        .kernel(|c| {
+            c.hypercall(Hypercall::LoadGdt { table: Phys(SCRATCH), entries: 12 })?;
+            c.mov(eax, 20 * 8 + 1)?;
+            c.mov(fs, eax)?;
+            c.mov(eax, fs)?;
+            c.note(0, eax)?;
+            c.hypercall(Hypercall::LoadGdt { table: Phys(SCRATCH), entries: 0 })?;
+            c.mov(fs, eax)
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(0), 20 * 8 + 1);
+}
+
+#[test]
+fn load_tls_raises_level_0_too_and_leaves_the_rest() {
+    let guest = TinyGuest::new();
+    guest.put(GDT + 5 * 8, &RAW_DATA.to_le_bytes());
+    guest.put(GDT + 9 * 8, &RAW_DATA.to_le_bytes());
+    for index in 0..3 {
+        guest.put(SCRATCH + index * 8, &RAW_DATA.to_le_bytes());
+    }
+    let outcome = guest
+        .kernel(|c| {
+            // The processor's number doesn't matter: there is only one.
+            c.hypercall(Hypercall::LoadTls { descriptors: Phys(SCRATCH), cpu: 5 })?;
+            for (slot, entry) in (0..).zip(5..10) {
+                c.mov(ecx, entry * 8 + 1)?;
+                c.lar(eax, ecx)?;
+                c.note(slot, eax)?;
+            }
+            Ok(())
+        })
+        .run()
+        .powered_off();
+    assert_eq!(results(&outcome).map(|access| access & 0xff00), [0xb300; 5]);
+}
+
+#[test]
+fn halt_sets_irq_enabled_to_512() {
+    // A trap gate, so that the handler sees the word as it was on waking.
+    let outcome = TinyGuest::new()
+        .gate(32, 0xf, 0, |c| {
+            c.mov(eax, dword_ptr(virt(DATA) + offset::IRQ_ENABLED))?;
+            c.note(0, eax)?;
+            c.iretd()
+        })
+        .kernel(|c| {
+            c.set_field(offset::IRQ_ENABLED, 0xffff_fdff)?;
+            c.hypercall(Hypercall::SetClockevent { nanoseconds: 100 })?;
+            c.hypercall(Hypercall::Halt)?;
+            c.mov(eax, dword_ptr(virt(DATA) + offset::IRQ_ENABLED))?;
+            c.note(1, eax)
+        })
+        .run()
+        .powered_off();
+    assert_eq!([0, 1].map(|slot| outcome.result(slot)), [512, 512]);
+}
+
+#[test]
+fn set_clockevent_replaces_the_one_before() {
+    let start = Instant::now();
+    let outcome = TinyGuest::new()
+        .handler(32, |c| {
+            c.count(0)?;
+            c.iretd()
+        })
+        .kernel(|c| {
+            c.hypercall(Hypercall::SetClockevent { nanoseconds: u32::MAX })?;
+            c.hypercall(Hypercall::SetClockevent { nanoseconds: 1_000_000 })?;
+            c.hypercall(Hypercall::Halt)?;
+            c.hypercall(Hypercall::SetClockevent { nanoseconds: 1_000_000 })?;
+            c.hypercall(Hypercall::Halt)
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(0), 2, "each call is one interrupt");
+    assert!(start.elapsed() < Duration::from_secs(4));
+}

@@ -369,3 +369,98 @@ fn the_devices_can_stop_a_sleeping_guest() {
     let guest = TinyGuest::new().kernel(|c| c.hypercall(Hypercall::Halt));
     assert_eq!(guest.run_with(&mut Ender).end, lguest_host::End::Stopped(Stop::Interrupted));
 }
+
+/// Asks for the end at the second poll: the first is before the guest falls asleep.
+struct EndAtSecondPoll {
+    polls: u32,
+}
+
+impl Devices for EndAtSecondPoll {
+    fn send(&mut self, _: GuestPhys, _: &Sections, _: &mut DeviceIo<'_>) -> Option<u32> {
+        None
+    }
+
+    fn poll(&mut self, _: &mut DeviceIo<'_>) -> Option<Stop> {
+        self.polls += 1;
+        (self.polls == 2).then_some(Stop::Interrupted)
+    }
+}
+
+#[test]
+fn a_guest_halted_in_the_noirq_range_sleeps_on() {
+    let guest = listing(TinyGuest::new(), 0);
+    guest.put_word(DATA + offset::NOIRQ_START, virt(CODE));
+    guest.put_word(DATA + offset::NOIRQ_END, virt(CODE) + 0x1000);
+    let outcome = guest
+        .kernel(|c| {
+            c.hypercall(Hypercall::SetClockevent { nanoseconds: 1_000_000 })?;
+            c.hypercall(Hypercall::Halt)
+        })
+        .run_with(&mut EndAtSecondPoll { polls: 0 });
+    assert_eq!(outcome.end, lguest_host::End::Stopped(Stop::Interrupted));
+    assert_eq!(outcome.result(0), 0);
+}
+
+#[test]
+fn noirq_begins_at_its_start_and_counts_as_it_was_at_init() {
+    let guest = listing(guest_with(1 << 1), 1);
+    guest.put_word(DATA + offset::NOIRQ_START, virt(FREE) + 10);
+    guest.put_word(DATA + offset::NOIRQ_END, virt(FREE) + 0x800);
+    // A store of ten bytes: behind it is the start.
+    guest.code(virt(FREE), FREE, |c| {
+        c.enable_interrupts()?;
+        c.mov(eax, dword_ptr(virt(RESULTS)))?;
+        c.note(8, eax)?;
+        c.ret()
+    });
+    let outcome = guest
+        .kernel(|c| {
+            // Too late: the Host has read it.
+            c.set_field(offset::NOIRQ_START, 0)?;
+            c.set_field(offset::NOIRQ_END, 0)?;
+            raise(c)?;
+            c.mov(eax, virt(FREE))?;
+            c.call(eax)?;
+            spin(c, 10_000_000)
+        })
+        .run_with(&mut Raiser::default())
+        .powered_off();
+    assert_eq!((outcome.result(8), outcome.result(0)), (0, 1));
+}
+
+#[test]
+fn an_interrupt_through_a_trap_gate_leaves_interrupts_enabled() {
+    let outcome = guest_with(1 << 1)
+        .gate(33, 0xf, 0, |c| {
+            c.mov(eax, dword_ptr(virt(DATA) + offset::IRQ_ENABLED))?;
+            c.note(0, eax)?;
+            c.power_off()
+        })
+        .kernel(|c| {
+            raise(c)?;
+            c.set_field(offset::IRQ_ENABLED, 0x246)
+        })
+        .run_with(&mut Raiser::default())
+        .powered_off();
+    assert_eq!(outcome.result(0), 0x246, "as the guest wrote it");
+}
+
+#[test]
+fn an_interrupt_comes_once() {
+    let guest = listing(guest_with(1 << 1), 1);
+    let outcome = guest
+        .kernel(|c| {
+            // Twice before it is delivered is once.
+            raise(c)?;
+            raise(c)?;
+            c.enable_interrupts()?;
+            spin(c, 1_000_000)?;
+            c.mov(eax, dword_ptr(virt(RESULTS)))?;
+            c.note(8, eax)?;
+            raise(c)?;
+            spin(c, 1_000_000)
+        })
+        .run_with(&mut Raiser::default())
+        .powered_off();
+    assert_eq!((outcome.result(8), outcome.result(0)), (1, 2));
+}

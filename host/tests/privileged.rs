@@ -333,3 +333,38 @@ fn what_user_code_may_ask_it_is_told() {
     assert_eq!(outcome.result(0), virt(GDT));
     assert_eq!(outcome.result(1) & 1, 1);
 }
+
+#[test]
+fn what_nobody_offers_is_trap_6_or_its_older_meaning() {
+    type Instruction = fn(&mut Code) -> Assembled;
+    let missing: [(&str, Instruction); 5] = [
+        ("vaddps", |c| c.vaddps(xmm0, xmm1, xmm2)),
+        ("xgetbv", |c| c.xgetbv()),
+        ("rdrand", |c| c.rdrand(eax)),
+        ("andn", |c| c.andn(eax, ebx, ecx)),
+        ("movbe", |c| c.movbe(eax, dword_ptr(USER_DATA))),
+    ];
+    for (name, instruction) in missing {
+        let outcome = TinyGuest::new()
+            .reporting(6, 2)
+            .user(instruction)
+            .kernel(|c| c.enter_user())
+            .run()
+            .powered_off();
+        assert_eq!(results(&outcome), [USER_CODE, 0x73], "{name}");
+    }
+    let outcome = kernel(|c| {
+        c.mov(ecx, 0x0010_0000)?;
+        c.tzcnt(eax, ecx)?;
+        c.note(0, eax)?;
+        c.lzcnt(eax, ecx)?;
+        c.note(1, eax)
+    });
+    assert_eq!(results(&outcome), [20, 20], "bsf and bsr");
+}
+
+#[test]
+fn counters_that_are_not_there_are_trap_13_for_the_kernel_too() {
+    let outcome = TinyGuest::new().reporting(13, 3).kernel(|c| c.rdpmc()).run().powered_off();
+    assert_eq!((outcome.result(0), outcome.result(2)), (0, 0x61));
+}

@@ -197,3 +197,85 @@ fn the_rest_waits_until_a_dma_has_been_served() {
     assert_eq!(outcome.status(1), 0xff);
     assert_eq!(outcome.guest.word(SCRATCH), 3, "used_len was written");
 }
+
+/// What user code or the kernel notes of the status of entry 0.
+fn note_status(c: &mut Code) -> Assembled {
+    c.mov(al, byte_ptr(virt(DATA) + offset::HCALL_STATUS))?;
+    c.mov(byte_ptr(virt(RESULTS)), al)
+}
+
+#[test]
+fn whatever_the_guest_leaves_for_the_ring_is_served() {
+    type Way = fn(&mut Code) -> Assembled;
+    let ways: [(&str, Way); 4] = [
+        ("a privileged instruction", |c| c.cli()),
+        ("a page fault", |c| c.mov(ebx, dword_ptr(USER_CODE + 0x8000))),
+        ("a fault", |c| c.ud2()),
+        ("an interrupt", |c| {
+            c.hypercall(Hypercall::SetClockevent { nanoseconds: 100 })?;
+            enqueue(c, 1, bind(8))?;
+            c.enable_interrupts()?;
+            let mut again = c.create_label();
+            c.set_label(&mut again)?;
+            c.cmp(byte_ptr(virt(DATA) + offset::HCALL_STATUS + 1), 0)?;
+            c.je(again)
+        }),
+    ];
+    for (name, way) in ways {
+        let skip = |c: &mut Code| {
+            c.add(esp, 4)?;
+            c.add(dword_ptr(esp), 6)?;
+            c.iretd()
+        };
+        let outcome = TinyGuest::new()
+            .handler(14, skip)
+            .handler(6, |c| {
+                c.add(dword_ptr(esp), 2)?;
+                c.iretd()
+            })
+            .handler(32, |c| c.iretd())
+            .kernel(|c| {
+                enqueue(c, 0, bind(4))?;
+                way(c)?;
+                note_status(c)
+            })
+            .run()
+            .powered_off();
+        assert_eq!(outcome.result(0), 0xff, "{name}");
+    }
+}
+
+#[test]
+fn user_code_serves_it_too() {
+    let outcome = TinyGuest::new()
+        .gate(128, 0xf, 3, |c| {
+            note_status(c)?;
+            c.power_off()
+        })
+        .user(|c| c.int(0x80))
+        .kernel(|c| {
+            enqueue(c, 0, bind(4))?;
+            c.enter_user()
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(0), 0xff);
+}
+
+#[test]
+fn a_halt_in_the_ring_sleeps_after_the_direct_call() {
+    let outcome = TinyGuest::new()
+        .handler(32, |c| {
+            c.count(0)?;
+            c.iretd()
+        })
+        .kernel(|c| {
+            enqueue(c, 0, Hypercall::Halt.encode())?;
+            c.hypercall(Hypercall::SetClockevent { nanoseconds: 1_000_000 })?;
+            c.mov(eax, dword_ptr(virt(RESULTS)))?;
+            c.note(1, eax)
+        })
+        .run()
+        .powered_off();
+    assert_eq!([0, 1].map(|slot| outcome.result(slot)), [1, 1]);
+}

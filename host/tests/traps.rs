@@ -3,7 +3,7 @@
 mod tiny_guest;
 
 use iced_x86::code_asm::*;
-use lguest_abi::address::Virt;
+use lguest_abi::address::{Phys, Virt};
 use lguest_abi::hypercall::Hypercall;
 use lguest_abi::lguest_data::offset;
 use lguest_host::Kill;
@@ -370,4 +370,122 @@ fn a_trap_without_a_handler_ends_the_guest() {
     };
     let address = GuestVirt(0x1000);
     outcome.killed(Kill::NoHandler { vector: 14, error: 0, address, eip });
+}
+
+#[test]
+fn vectors_that_are_not_the_guests_are_ignored_whatever_they_are_set_to() {
+    // A task gate would end the guest elsewhere; a good one would be used.
+    for vector in [2, 8, 15, 31, 64, 100, 127, 129, 255, 256, u32::MAX] {
+        let (low, high) = gate_words(virt(HANDLERS), 5, 3);
+        let outcome = TinyGuest::new()
+            .reporting(13, 1)
+            .user(|c| if vector < 256 { c.int(vector as i32) } else { c.hlt() })
+            .kernel(|c| {
+                c.hypercall(Hypercall::LoadIdtEntry { vector, low, high })?;
+                c.hypercall(load_gate(vector, virt(HANDLERS), 0xe, 3))?;
+                c.enter_user()
+            })
+            .run()
+            .powered_off();
+        let error = if vector < 256 { vector * 8 + 2 } else { 0 };
+        assert_eq!(outcome.result(0), error, "vector {vector}");
+    }
+}
+
+#[test]
+fn a_handler_runs_on_the_kernels_code_segment_whatever_its_gate_names() {
+    for selector in [0, 0x10, 0x73, 0xffff] {
+        let (low, high) = gate_words(virt(HANDLERS + 6 * 256), 0xe, 0);
+        let low = low & 0xffff | selector << 16;
+        let outcome = TinyGuest::new()
+            .handler(6, |c| {
+                c.mov(eax, cs)?;
+                c.note(0, eax)?;
+                c.mov(eax, ss)?;
+                c.note(1, eax)?;
+                c.power_off()
+            })
+            .user(|c| c.ud2())
+            .kernel(|c| {
+                c.hypercall(Hypercall::LoadIdtEntry { vector: 6, low, high: high | 0x1f })?;
+                c.enter_user()
+            })
+            .run()
+            .powered_off();
+        assert_eq!([0, 1].map(|slot| outcome.result(slot)), [0x61, 0x69], "{selector:#x}");
+    }
+}
+
+#[test]
+fn a_stack_fault_has_an_error_code() {
+    // A read behind the limit of a stack segment of 256 bytes.
+    let guest = TinyGuest::new();
+    let base = u64::from(virt(FREE));
+    let small = 0x0040_9200_0000_00ffu64 | (base & 0xff_ffff) << 16 | (base >> 24) << 56;
+    guest.put(GDT + 20 * 8, &small.to_le_bytes());
+    let outcome = guest
+        .handler(12, |c| {
+            c.pop(eax)?;
+            c.note(0, eax)?;
+            c.pop(eax)?;
+            c.pop(eax)?;
+            c.note(1, eax)?;
+            c.power_off()
+        })
+        .kernel(|c| {
+            c.mov(eax, 20 * 8 + 1)?;
+            c.mov(ss, eax)?;
+            c.mov(esp, 0x80)?;
+            c.mov(ebp, 0x1000)?;
+            c.mov(eax, dword_ptr(ebp))
+        })
+        .run()
+        .powered_off();
+    assert_eq!([0, 1].map(|slot| outcome.result(slot)), [0, 0x61]);
+}
+
+#[test]
+fn int_13_by_the_kernel_has_no_error_code() {
+    let outcome = TinyGuest::new().reporting(13, 2).kernel(|c| c.int(13)).run().powered_off();
+    let at = outcome.result(0) - PAGE_OFFSET;
+    assert_eq!(outcome.guest.word(at - 2) & 0xffff, 0x0dcd, "eip comes first, and is behind it");
+    assert_eq!(outcome.result(1), 0x61);
+}
+
+#[test]
+fn a_second_fault_in_a_handler_is_on_the_same_stack() {
+    let outcome = TinyGuest::new()
+        .handler(6, |c| c.mov(al, byte_ptr(0x1000)))
+        .handler(14, |c| {
+            c.mov(ebp, esp)?;
+            c.note(0, ebp)?;
+            c.mov(eax, dword_ptr(esp + 8))?;
+            c.note(1, eax)?;
+            c.power_off()
+        })
+        .user(|c| c.ud2())
+        .kernel(|c| c.enter_user())
+        .run()
+        .powered_off();
+    assert_eq!([0, 1].map(|slot| outcome.result(slot)), [virt(TRAP_STACK) - 20 - 16, 0x61]);
+}
+
+#[test]
+fn a_trap_pushes_through_the_current_mapping() {
+    // The stack's page maps another frame than the linear map says.
+    let outcome = TinyGuest::new()
+        .reporting(6, 5)
+        .user(|c| c.ud2())
+        .kernel(|c| {
+            let entry = FREE | 0x67;
+            c.mov(dword_ptr(virt(LINEAR_TABLE) + (TRAP_STACK >> 12) * 4), entry)?;
+            let address = Virt(virt(TRAP_STACK));
+            c.hypercall(Hypercall::SetPte { directory: Phys(DIRECTORY), address, value: entry })?;
+            c.enter_user()
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(0), USER_CODE);
+    assert_eq!(outcome.guest.word(FREE + (TRAP_STACK & 0xfff) - 20), USER_CODE);
+    assert_eq!(outcome.guest.word(TRAP_STACK - 20), 0);
 }
