@@ -5,6 +5,7 @@
 //! deserves to know why: so each reason is a variant here, and its message names the value that
 //! was wrong. (The third manner, an error of the host itself, is never a [`Kill`].)
 
+use lguest_abi::traps::{PAGE_FAULT, has_error_code};
 use lguest_switcher::address::{GuestPhys, GuestVirt};
 use thiserror::Error;
 
@@ -100,14 +101,15 @@ pub enum Kill {
     },
     /// A trap that the guest has no handler for.
     #[error(
-        "no handler for trap {vector} (error code {error:#x}, address {address}) at eip {eip:#010x}"
+        "no handler for trap {vector}{} at eip {eip:#010x}",
+        details(*vector, *error, *address)
     )]
     NoHandler {
         /// The trap's vector.
         vector: u8,
         /// Its error code, 0 when it has none.
         error: u32,
-        /// The guest's cr2.
+        /// The guest's cr2, which says something when the trap is a page fault.
         address: GuestVirt,
         /// Where it happened.
         eip: u32,
@@ -133,7 +135,7 @@ pub enum Kill {
         key: GuestPhys,
     },
     /// A section of a Dma that isn't memory.
-    #[error("bad DMA section: {bytes} bytes at {start}, of the Dma at {dma}")]
+    #[error("bad DMA section at {start}, length {bytes}, of the Dma at {dma}")]
     BadDmaSection {
         /// The Dma it belongs to.
         dma: GuestPhys,
@@ -164,4 +166,13 @@ pub enum Kill {
         /// Its bytes in hexadecimal.
         bytes: String,
     },
+}
+
+/// What is known about a trap: its error code, if it has one, and where a page fault was.
+fn details(vector: u8, error: u32, address: GuestVirt) -> String {
+    match vector {
+        PAGE_FAULT => format!(" (a page fault at {address}, error code {error:#x})"),
+        _ if has_error_code(vector) => format!(" (error code {error:#x})"),
+        _ => String::new(),
+    }
 }

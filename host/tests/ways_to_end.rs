@@ -312,19 +312,59 @@ fn turning_paging_off() {
 
 #[test]
 fn messages_name_the_reason_and_the_value() {
+    let (start, at) = (GuestPhys(0x20_1000), GuestVirt(0x1000));
+    let (eip, address) = (0xc001_0000, at);
+    let trap = |vector, error| Kill::NoHandler { vector, error, address, eip };
     let messages = [
         (Kill::UnknownHypercall { number: 99 }, "unknown hypercall 99"),
         (Kill::NotInitialized { number: 3 }, "hypercall 3 before LGUEST_INIT"),
+        (
+            Kill::InitializedTwice { data: start },
+            "LGUEST_INIT a second time, with LguestData at 0x00201000",
+        ),
+        (
+            Kill::BadAddress { what: "GDT", start, bytes: 256 },
+            "bad address range: GDT at 0x00201000, 256 bytes",
+        ),
+        (Kill::BadStackSegment { selector: 0x68 }, "stack segment 0x68 isn't of level 1"),
+        (Kill::TooManyStackPages { pages: 3 }, "3 stack pages, when at most 2 can be pinned"),
+        (Kill::BadStackPage { address: at }, "bad stack page 0x00001000: not mapped writable"),
         (Kill::GdtTooLarge { entries: 40 }, "40 GDT entries, when there is room for 32"),
         (
-            Kill::BadStackPage { address: GuestVirt(0x1000) },
-            "bad stack page 0x00001000: not mapped writable",
+            Kill::BadGate { vector: 3, low: 1, high: 0x8500 },
+            "IDT entry 3 is neither an interrupt nor a trap gate: 0x00000001 0x00008500",
         ),
         (
-            Kill::BadPageTableEntry { entry: 0x87, address: GuestVirt(0x2000) },
-            "bad page table entry 0x00000087 for 0x00002000",
+            Kill::BadPageTableEntry { entry: 0x87, address },
+            "bad page table entry 0x00000087 for 0x00001000",
+        ),
+        (
+            Kill::BadPageDirectoryEntry { entry: 0x87, address },
+            "bad page directory entry 0x00000087 for 0x00001000",
+        ),
+        (
+            Kill::ReservedAddress { what: "SET_PTE", address: GuestVirt(0xffc0_0000) },
+            "SET_PTE at 0xffc00000, in the top 4 MiB that the Host reserves",
+        ),
+        (trap(6, 0), "no handler for trap 6 at eip 0xc0010000"),
+        (trap(13, 0xfa), "no handler for trap 13 (error code 0xfa) at eip 0xc0010000"),
+        (
+            trap(14, 2),
+            "no handler for trap 14 (a page fault at 0x00001000, error code 0x2) at eip 0xc0010000",
+        ),
+        (
+            Kill::DoubleFault { vector: 6, eip, what: "its stack can't be written", value: 0xffc },
+            "double fault: vector 6 at eip 0xc0010000 can't be delivered, its stack can't be written (0x00000ffc)",
         ),
         (Kill::BadDmaKey { key: GuestPhys(3) }, "bad DMA key 0x00000003: unaligned, or no memory"),
+        (
+            Kill::BadDmaSection { dma: GuestPhys(0x1000), start, bytes: 1 },
+            "bad DMA section at 0x00201000, length 1, of the Dma at 0x00001000",
+        ),
+        (
+            Kill::ModeChange { register: "cr0", value: 0x11, eip },
+            "cr0 = 0x00000011 at eip 0xc0010000: the guest may not leave 32-bit protected mode with paging",
+        ),
     ];
     for (kill, message) in messages {
         assert_eq!(kill.to_string(), message);

@@ -90,7 +90,7 @@ fn nothing_beyond_that_page() {
     }));
     let (status, out, error) = finish(lguest(&["run", "--memory", "16M"]).arg(&kernel));
     assert_eq!((status, out.as_str()), (Some(1), ""));
-    let section = "bad DMA section: 1 bytes at 0x01001000, of the Dma at 0x00200100";
+    let section = "bad DMA section at 0x01001000, length 1, of the Dma at 0x00200100";
     assert_eq!(error, format!("lguest: the guest was ended: {section}\n"));
 }
 
@@ -149,7 +149,7 @@ fn a_bad_input_buffer_ends_its_guest_when_input_comes() {
     child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let section = "bad DMA section: 2 bytes at 0xffffffff, of the Dma at 0x00200200";
+    let section = "bad DMA section at 0xffffffff, length 2, of the Dma at 0x00200200";
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(error, format!("lguest: the guest was ended: {section}\n"));
 }
