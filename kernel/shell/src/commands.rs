@@ -73,8 +73,17 @@ fn path(name: &str) -> String {
     if name.contains('/') { name.into() } else { format!("/{name}") }
 }
 
+/// What a panic is to say: no more of it than the Host shows of a message, which is less than the kernel takes.
 fn reason(rest: &[&str]) -> String {
-    if rest.is_empty() { "somebody typed `crash`".into() } else { rest.join(" ") }
+    const SHOWN: usize = 127;
+    match rest {
+        [] => "somebody typed `crash`".into(),
+        rest => {
+            let mut reason = rest.join(" ");
+            reason.truncate(reason.floor_char_boundary(SHOWN));
+            reason
+        }
+    }
 }
 
 /// Runs a program as a process, and waits for it unless it's for the background.

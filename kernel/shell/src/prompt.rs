@@ -7,8 +7,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use lguest_kernel_logic::command_line;
 
-/// Lines longer than this are refused. The terminal's own limit is lower.
-const LONGEST: usize = 64 << 10;
+/// Lines longer than this, in bytes, are refused. It is more than the kernel takes as arguments, and a small part of the
+/// shell's heap: a line is there several times while it is made into words.
+const LONGEST: usize = 16 << 10;
 
 /// Serves the terminal to its end, then switches the machine off: nobody could ask for anything any more.
 pub(crate) fn serve() -> u32 {
@@ -16,11 +17,14 @@ pub(crate) fn serve() -> u32 {
     loop {
         report_ended_children();
         print(format_args!("lguest# "));
-        let Some(line) = input.line() else { break };
-        match command_line::parse(&line) {
-            Ok(command) if command.words.is_empty() => {}
-            Ok(command) => commands::carry_out(&command),
-            Err(mistake) => say!("{mistake}"),
+        match input.line() {
+            None => break,
+            Some(Err(TooLong)) => say!("a line has at most {LONGEST} bytes; this one is ignored"),
+            Some(Ok(line)) => match command_line::parse(&line) {
+                Ok(command) if command.words.is_empty() => {}
+                Ok(command) => commands::carry_out(&command),
+                Err(mistake) => say!("{mistake}"),
+            },
         }
     }
     say!("");
@@ -41,24 +45,37 @@ fn report_ended_children() {
     }
 }
 
+/// A line was longer than [`LONGEST`].
+struct TooLong;
+
 /// Standard input, cut into lines wherever the reads may fall.
 #[derive(Default)]
 struct Input {
     read: Vec<u8>,
+    /// What comes up to the next line's start belongs to a line that was too long.
+    too_long: bool,
     ended: bool,
 }
 
 impl Input {
     /// The next line without its end; the last one needs none. `None` when there are no more.
-    fn line(&mut self) -> Option<String> {
+    fn line(&mut self) -> Option<Result<String, TooLong>> {
         loop {
-            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
-                let line = self.read.drain(..=end).take(end).collect::<Vec<_>>();
-                return Some(text(&line));
+            let end = self.read.iter().position(|byte| *byte == b'\n');
+            let length = end.unwrap_or(self.read.len());
+            if length > LONGEST || end.is_none() && self.too_long {
+                self.too_long = true;
+                self.read.drain(..length);
             }
-            if self.ended || self.read.len() > LONGEST {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line = text(self.read.get(..end).unwrap_or_default());
+                self.read.drain(..=end);
+                return Some(self.judge(line));
+            }
+            if self.ended {
                 let rest = core::mem::take(&mut self.read);
-                return (!rest.is_empty()).then(|| text(&rest));
+                let there_is_one = self.too_long || !rest.is_empty();
+                return there_is_one.then(|| self.judge(text(&rest)));
             }
             let mut piece = [0; 256];
             match system::read(STDIN, &mut piece) {
@@ -68,6 +85,11 @@ impl Input {
                 Ok(0) | Err(_) => self.ended = true,
             }
         }
+    }
+
+    /// A whole line, unless it is the end of one that was too long.
+    fn judge(&mut self, line: String) -> Result<String, TooLong> {
+        if core::mem::take(&mut self.too_long) { Err(TooLong) } else { Ok(line) }
     }
 }
 

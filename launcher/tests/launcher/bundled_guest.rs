@@ -2,7 +2,7 @@
 
 use crate::command::lguest;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -15,15 +15,15 @@ fn built(name: &str) -> PathBuf {
 
 /// Types `script` at a guest with the initrd, and gives what came of it.
 fn session(script: &str) -> Output {
-    let mut child = lguest(&["run", "--initrd"])
-        .arg(built("initrd.cpio"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
+    session_with(&built("initrd.cpio"), script)
+}
+
+/// The same with another initrd. The script is a file: of a pipe, somebody would have to fill one end while emptying another.
+fn session_with(initrd: &Path, script: &str) -> Output {
+    let mut typed = tempfile::tempfile().unwrap();
+    typed.write_all(script.as_bytes()).unwrap();
+    typed.rewind().unwrap();
+    lguest(&["run", "--initrd"]).arg(initrd).stdin(typed).output().unwrap()
 }
 
 /// What one command of the guest prints.
@@ -36,6 +36,21 @@ fn prints(command: &str) -> String {
     let (_, rest) = screen.split_once(&from).unwrap_or_else(|| panic!("no {from:?} in {screen}"));
     let (printed, _) = rest.split_once("lguest# poweroff").unwrap_or_else(|| panic!("{screen}"));
     printed.to_owned()
+}
+
+/// A script that comes by a pipe, as from `printf`.
+#[test]
+fn a_script_may_come_by_a_pipe() {
+    let mut child = lguest(&["run", "--initrd"])
+        .arg(built("initrd.cpio"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"echo by a pipe\npoweroff\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\nby a pipe\n"));
 }
 
 #[test]
@@ -60,7 +75,7 @@ fn a_script_may_be_a_file_and_longer_than_any_buffer() {
     for n in 0..500 {
         writeln!(script, "echo line number {n}").unwrap();
     }
-    std::io::Seek::rewind(&mut script).unwrap();
+    script.rewind().unwrap();
     let output = lguest(&["run"]).stdin(script).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let screen = String::from_utf8(output.stdout).unwrap();
@@ -77,6 +92,26 @@ fn a_panic_of_the_kernel_is_status_1_and_its_message() {
     assert!(error.starts_with("lguest: the guest crashed: "), "{error}");
     assert!(error.contains("out of patience"), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn a_panics_reason_may_be_longer_than_its_message() {
+    let output = session(&format!("crash {}\n", "é".repeat(1000)));
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("panic: ééé"), "{error}");
+}
+
+#[test]
+fn a_line_that_is_too_long_is_refused_as_a_whole() {
+    for length in [16_385, 60_000, 200_000] {
+        let words = "echo x; ".repeat(length / 8 + 1);
+        let output = session(&format!("{words}\necho after\n{words}"));
+        assert_eq!(output.status.code(), Some(0), "{length}: {:?}", output.stderr);
+        let screen = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(screen.matches("this one is ignored").count(), 2, "{length}");
+        assert!(screen.contains("\nafter\n") && !screen.contains("\nx;"), "{length}");
+    }
 }
 
 #[test]
