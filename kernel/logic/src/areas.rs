@@ -118,6 +118,16 @@ impl Areas {
             before.end = area.end;
             return Ok(());
         }
+        // So does the one above: memory is given out downward.
+        if let Some(after) = self.list.iter_mut().find(|after| {
+            after.start == area.end
+                && after.access == area.access
+                && !after.is_stack
+                && !area.is_stack
+        }) {
+            after.start = area.start;
+            return Ok(());
+        }
         self.check_room()?;
         let at = self.list.partition_point(|other| other.start < area.start);
         self.list.insert(at, area);
@@ -208,6 +218,15 @@ mod tests {
 
     fn list(areas: &Areas) -> Vec<(u32, u32, Access)> {
         areas.iter().map(|a| (a.start / PAGE, a.end / PAGE, a.access)).collect()
+    }
+
+    #[test]
+    fn mappings_one_below_the_other_are_one_area() {
+        let mut areas = Areas::new();
+        for page in (100..100 + 2 * MAX_AREAS as u32).rev() {
+            areas.add(area(page, page + 1, Access::Write)).unwrap();
+        }
+        assert_eq!(list(&areas), [(100, 100 + 2 * MAX_AREAS as u32, Access::Write)]);
     }
 
     #[test]
