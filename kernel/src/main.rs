@@ -94,7 +94,12 @@ fn say_hello(boot: &BootParams, file_count: Option<usize>, has_keyboard: bool) {
         println!("arguments: {}", boot.command_line());
     }
     match file_count {
-        Some(count) => println!("{count} files in the initrd"),
+        Some(count) => {
+            println!("{count} files in the initrd");
+            if let Some(damage) = files::archive().damage() {
+                println!("the initrd can't be read to its end: {damage}");
+            }
+        }
         None if boot.initrd().is_some() => {
             println!(
                 "the initrd lies beyond the {} KiB this kernel reaches",

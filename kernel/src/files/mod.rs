@@ -21,12 +21,6 @@ static ARCHIVE: InterruptLock<Archive<'static>> = InterruptLock::new(Archive::ne
 
 /// The mode of a program's file.
 const PROGRAM: u32 = 0o100_755;
-/// The mode of a directory.
-const DIRECTORY: u32 = 0o040_755;
-
-/// What there is when the archive has no entry for its root.
-const ROOT: File<'static> =
-    File { path: "", mode: DIRECTORY, inode: 1, modified: 0, contents: &[] };
 
 /// Finds the initrd. Answers how many files are in it; None when there is none, or the linear map doesn't show it.
 pub(crate) fn init(boot: &BootParams) -> Option<usize> {
@@ -58,13 +52,13 @@ pub(crate) fn find_link(path: &str) -> Option<File<'static>> {
 fn special(path: &str) -> Option<File<'static>> {
     let mut parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
     match (parts.next(), parts.next()) {
-        (None, _) => Some(ROOT),
         (Some(name), None) if name == SHELL.trim_start_matches('/') => Some(File {
             path: SHELL.trim_start_matches('/'),
             mode: PROGRAM,
             inode: 2,
             modified: 0,
             contents: SHELL_IMAGE,
+            links: None,
         }),
         _ => None,
     }
