@@ -36,8 +36,16 @@ impl Ending {
     pub(crate) const INTERRUPTED: Self = Self::Signal(2);
     /// By the kernel or another process.
     pub(crate) const KILLED: Self = Self::Signal(9);
-    /// By a mistake of its own.
+    /// By touching what it may not, or another mistake of its own that has no signal for itself.
     pub(crate) const FAULT: Self = Self::Signal(11);
+    /// By an instruction that there isn't.
+    pub(crate) const INVALID_INSTRUCTION: Self = Self::Signal(4);
+    /// By a trap for a debugger, where there is none.
+    pub(crate) const TRAPPED: Self = Self::Signal(5);
+    /// By an access that must be aligned.
+    pub(crate) const UNALIGNED: Self = Self::Signal(7);
+    /// By a computation without a result.
+    pub(crate) const NO_RESULT: Self = Self::Signal(8);
 
     /// As `wait` tells it.
     pub(crate) const fn word(self) -> u32 {

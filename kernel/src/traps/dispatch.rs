@@ -40,7 +40,7 @@ fn mistake(frame: &mut TrapFrame) {
     let name = name(frame.vector as u8);
     if frame.is_from_user() {
         println!("{}: killed by {name} (eip {:#010x})", processes::current_name(), frame.eip);
-        processes::exit(Ending::FAULT);
+        processes::exit(ending(frame.vector as u8));
     }
     if fixups::apply(frame) {
         return;
@@ -54,6 +54,17 @@ fn mistake(frame: &mut TrapFrame) {
         processes::exit(Ending::FAULT);
     }
     panic!("{name} in the kernel at {:#010x} (error {:#x})", frame.eip, frame.error);
+}
+
+/// How a trap ends a process: by the signal that Linux has for it.
+fn ending(vector: u8) -> Ending {
+    match vector {
+        traps::DIVIDE | traps::X87 | traps::SIMD => Ending::NO_RESULT,
+        traps::DEBUG | traps::BREAKPOINT => Ending::TRAPPED,
+        traps::INVALID_OPCODE => Ending::INVALID_INSTRUCTION,
+        traps::ALIGNMENT => Ending::UNALIGNED,
+        _ => Ending::FAULT,
+    }
 }
 
 /// A trap in words.
