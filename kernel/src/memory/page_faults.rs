@@ -25,6 +25,12 @@ pub(crate) fn handle(frame: &mut TrapFrame) {
     };
     match outcome {
         Fault::Mended => {}
+        // The instruction is tried again, once there is room: before that, whoever is to end has its turn.
+        Fault::OutOfMemory if frame.is_from_user() && processes::make_room() => {}
+        // The same in the middle of a system call, unless it's this process that is to end.
+        Fault::OutOfMemory if !processes::is_ending() && processes::make_room() => {
+            processes::schedule();
+        }
         Fault::OutOfMemory if frame.is_from_user() => {
             println!("{}: killed, memory has run out", processes::current_name());
             processes::exit(Ending::KILLED);

@@ -13,6 +13,7 @@ mod switch;
 
 pub(crate) use process::{Ending, Pid, Process, Wait};
 
+use crate::console::println;
 use crate::interrupt_lock::InterruptLock;
 use crate::keyboard;
 use alloc::string::String;
@@ -20,7 +21,7 @@ use alloc::vec::Vec;
 use lguest_guest::{interrupts, machine};
 use lguest_system_calls::Errno;
 use lguest_system_calls::private::ProcessRecord;
-use scheduler::Scheduler;
+use scheduler::{Largest, Scheduler};
 
 static SCHEDULER: InterruptLock<Scheduler> = InterruptLock::new(Scheduler::new());
 
@@ -107,6 +108,19 @@ pub(crate) fn end(pid: Pid, ending: Ending) -> Result<(), Errno> {
 /// Ends all processes of a job.
 pub(crate) fn end_job(job: Pid, ending: Ending) {
     SCHEDULER.with(|scheduler| scheduler.end(|process| process.job == job, ending));
+}
+
+/// Memory has run out: ends the process that has most of it, and lets it go. False when there is none to end.
+///
+/// It need not be the one that asked: that may be the shell, or another one that wants a page for the first time.
+pub(crate) fn make_room() -> bool {
+    let largest = interrupts::without(|| SCHEDULER.with(Scheduler::end_largest));
+    match largest {
+        None => return false,
+        Some(Largest::Ends(pid, name)) => println!("{name} [{}]: killed, memory has run out", pid.0),
+        Some(Largest::IsEnding) => {}
+    }
+    true
 }
 
 /// Ends the current process.

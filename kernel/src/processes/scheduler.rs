@@ -7,9 +7,11 @@ use super::fpu::FpuState;
 use super::kernel_stack;
 use super::process::{Ending, Pid, Process, Tls, Wait};
 use super::switch::{self, Switch};
+use crate::memory::address_space::AddressSpace;
 use crate::memory::{heap, kernel_map};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::vec::Vec;
 use lguest_guest::lazy::{Lazy, LazyMode};
 use lguest_guest::machine;
@@ -242,6 +244,22 @@ impl Scheduler {
         found
     }
 
+    /// Ends the process that has most pages, to get them back; not the shell. When one is on its way to its end, it is
+    /// enough to let it go on. None when there is no such process.
+    pub(super) fn end_largest(&mut self) -> Option<Largest> {
+        if self.processes.iter().any(|process| process.ending.is_some() && !process.ended) {
+            self.turn_is_over = true;
+            return Some(Largest::IsEnding);
+        }
+        let candidates = self.processes.iter().filter(|process| !process.ended);
+        let largest = candidates
+            .filter(|process| process.pid != Pid::SHELL)
+            .max_by_key(|process| process.space.as_ref().map_or(0, AddressSpace::pages))?;
+        let (pid, name) = (largest.pid, largest.name());
+        self.end(|process| process.pid == pid, Ending::KILLED);
+        Some(Largest::Ends(pid, name))
+    }
+
     /// The current process has ended: gives back what it had, but for the stack it still stands on.
     pub(super) fn exit(&mut self, ending: Ending) -> Option<Remains> {
         let current = self.current?;
@@ -307,6 +325,14 @@ impl Scheduler {
         list.sort_by_key(|record| record.pid);
         list
     }
+}
+
+/// What [`Scheduler::end_largest`] came to.
+pub(super) enum Largest {
+    /// This one is to end.
+    Ends(Pid, String),
+    /// One was to end already.
+    IsEnding,
 }
 
 /// What is left of a process that has ended.
