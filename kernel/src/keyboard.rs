@@ -15,12 +15,23 @@ use lguest_system_calls::Errno;
 /// The keyboard's state.
 struct Keyboard {
     input: LineDiscipline,
-    /// The job that has the keyboard; None is the shell.
-    job: Option<Pid>,
+    /// The jobs that were given the keyboard, each by the one before it. The last one has it; if there is none, the shell.
+    jobs: Vec<Pid>,
+}
+
+impl Keyboard {
+    /// Whether the current process may read.
+    fn is_current_owner(&self) -> bool {
+        let current = processes::with_current(|process| (process.pid, process.job));
+        current.is_some_and(|(pid, job)| match self.jobs.last() {
+            Some(last) => job == *last,
+            None => pid == Pid::SHELL,
+        })
+    }
 }
 
 static KEYBOARD: InterruptLock<Keyboard> =
-    InterruptLock::new(Keyboard { input: LineDiscipline::new(), job: None });
+    InterruptLock::new(Keyboard { input: LineDiscipline::new(), jobs: Vec::new() });
 
 /// The interrupt of the console, if there is one.
 pub(crate) fn irq() -> Option<u8> {
@@ -69,29 +80,33 @@ fn take_input() {
 fn interrupt_job() {
     console::print(format_args!("^C\n"));
     let job = KEYBOARD.with(|keyboard| {
-        if keyboard.job.is_none() {
+        if keyboard.jobs.is_empty() {
             keyboard.input.push_empty_line();
         }
-        keyboard.job
+        keyboard.jobs.last().copied()
     });
     if let Some(job) = job {
         processes::end_job(job, Ending::INTERRUPTED);
     }
 }
 
-/// Gives the keyboard to a job.
+/// Gives the keyboard to a job, if it is the current process's to give.
 pub(crate) fn give_to(job: Pid) {
-    KEYBOARD.with(|keyboard| keyboard.job = Some(job));
+    KEYBOARD.with(|keyboard| {
+        if keyboard.is_current_owner() {
+            keyboard.jobs.push(job);
+        }
+    });
 }
 
-/// Gives the keyboard back to the shell, if that process leads the job that has it.
+/// Gives the keyboard back to whoever had it before, if that process leads a job that has it.
 pub(crate) fn give_back(leader: Pid) {
     KEYBOARD.with(|keyboard| {
-        if keyboard.job == Some(leader) {
-            keyboard.job = None;
+        if keyboard.jobs.last() == Some(&leader) {
             // Whatever the program did to the terminal ends with it.
             keyboard.input.set_mode(Mode::COOKED);
         }
+        keyboard.jobs.retain(|job| *job != leader);
     });
 }
 
@@ -120,12 +135,7 @@ pub(crate) fn read(buffer: &mut [u8]) -> Result<usize, Errno> {
         let outcome = lguest_guest::interrupts::without(|| {
             let mut echo = Vec::new();
             let read = KEYBOARD.with(|keyboard| {
-                let job = processes::with_current(|process| (process.pid, process.job));
-                let owner = match keyboard.job {
-                    Some(job_here) => job.is_some_and(|(_, job)| job == job_here),
-                    None => job.is_some_and(|(pid, _)| pid == Pid::SHELL),
-                };
-                if !owner {
+                if !keyboard.is_current_owner() {
                     return Err(Errno::EIO);
                 }
                 Ok(keyboard.input.read(buffer, &mut |bytes| echo.extend_from_slice(bytes)))

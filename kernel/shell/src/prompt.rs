@@ -11,7 +11,8 @@ use lguest_kernel_logic::command_line;
 /// shell's heap: a line is there several times while it is made into words.
 const LONGEST: usize = 16 << 10;
 
-/// Serves the terminal to its end, then switches the machine off: nobody could ask for anything any more.
+/// Serves the terminal to its end. If this is the first process, that switches the machine off: nobody could ask for
+/// anything any more. A shell that somebody started from the prompt just ends.
 pub(crate) fn serve() -> u32 {
     let mut input = Input::default();
     loop {
@@ -28,6 +29,9 @@ pub(crate) fn serve() -> u32 {
         }
     }
     say!("");
+    if !system::is_first_process() {
+        return 0;
+    }
     if let Err(error) = system::power_off() {
         say!("poweroff: {error}");
     }

@@ -74,6 +74,11 @@ pub(crate) fn kill(pid: u32) -> Answer {
     ask(number::KILL, [pid as usize, SIGKILL, 0])
 }
 
+/// Whether this is the process that the kernel started.
+pub(crate) fn is_first_process() -> bool {
+    call(number::GETPID, [0; 3]) == 1
+}
+
 /// Lets others run.
 pub(crate) fn yield_now() {
     call(number::SCHED_YIELD, [0; 3]);

@@ -99,10 +99,18 @@ pub(crate) fn is_ending() -> bool {
     with_current(|process| process.ending.is_some()).unwrap_or(false)
 }
 
-/// Ends a process as soon as it comes by.
-pub(crate) fn end(pid: Pid, ending: Ending) -> Result<(), Errno> {
-    let found = SCHEDULER.with(|scheduler| scheduler.end(|process| process.pid == pid, ending));
+/// Ends processes as soon as they come by.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn end(which: impl Fn(&Process) -> bool, ending: Ending) -> Result<(), Errno> {
+    let found = SCHEDULER.with(|scheduler| scheduler.end(which, ending));
     if found { Ok(()) } else { Err(Errno::ESRCH) }
+}
+
+/// Whether there is such a process.
+pub(crate) fn is_there(which: impl Fn(&Process) -> bool) -> bool {
+    SCHEDULER.with(|scheduler| scheduler.is_there(which))
 }
 
 /// Ends all processes of a job.
@@ -117,7 +125,9 @@ pub(crate) fn make_room() -> bool {
     let largest = interrupts::without(|| SCHEDULER.with(Scheduler::end_largest));
     match largest {
         None => return false,
-        Some(Largest::Ends(pid, name)) => println!("{name} [{}]: killed, memory has run out", pid.0),
+        Some(Largest::Ends(pid, name)) => {
+            println!("{name} [{}]: killed, memory has run out", pid.0)
+        }
         Some(Largest::IsEnding) => {}
     }
     true

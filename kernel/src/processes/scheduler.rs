@@ -228,6 +228,11 @@ impl Scheduler {
         }
     }
 
+    /// Whether there is such a process, be it one that has ended already.
+    pub(super) fn is_there(&self, which: impl Fn(&Process) -> bool) -> bool {
+        self.processes.iter().any(which)
+    }
+
     /// Marks processes as to be ended, and wakes them. False when there is none.
     pub(super) fn end(&mut self, which: impl Fn(&Process) -> bool, ending: Ending) -> bool {
         let mut found = false;

@@ -35,6 +35,7 @@ pub(crate) fn handle(frame: &mut TrapFrame) {
 /// Whom each call goes to: the tables below, in which `a` to `f` are its arguments.
 fn answer(call: u32, arguments: [u32; 6]) -> Answer {
     let known = for_files(call, arguments)
+        .or_else(|| for_changing_files(call))
         .or_else(|| for_processes(call, arguments))
         .or_else(|| for_memory(call, arguments))
         .or_else(|| for_time(call, arguments))
@@ -60,7 +61,7 @@ fn for_files(call: u32, [a, b, c, d, e, _]: [u32; 6]) -> Option<Answer> {
         number::LLSEEK => file_calls::llseek(a, [b, c], d, e),
         number::DUP => file_calls::dup(a),
         number::DUP2 | number::DUP3 => file_calls::dup2(a, b),
-        number::FCNTL64 => file_calls::fcntl(a, b, c),
+        number::FCNTL | number::FCNTL64 => file_calls::fcntl(a, b, c),
         number::STAT64 => file_calls::stat64(a, b, true),
         number::LSTAT64 => file_calls::stat64(a, b, false),
         number::FSTAT64 => file_calls::fstat64(a, b),
@@ -73,12 +74,31 @@ fn for_files(call: u32, [a, b, c, d, e, _]: [u32; 6]) -> Option<Answer> {
         number::GETDENTS64 => file_calls::getdents64(a, b, c),
         number::GETCWD => file_calls::getcwd(a, b),
         number::CHDIR => file_calls::chdir(a),
-        number::UNLINK => Err(Errno::EROFS),
+        number::SYNC | number::FSYNC | number::FDATASYNC => Ok(0),
         // Whoever asks can read and write by himself.
         number::SENDFILE64 => Err(Errno::EINVAL),
         number::FADVISE64 | number::FADVISE64_64 => Ok(0),
         number::IOCTL => terminal_calls::ioctl(a, b, c),
         number::POLL => terminal_calls::poll(a, b, c),
+        _ => return None,
+    })
+}
+
+/// Calls that would change the files, which can only be read. Programs know what to say then.
+fn for_changing_files(call: u32) -> Option<Answer> {
+    Some(match call {
+        number::CREAT | number::MKNOD | number::MKNODAT | number::MKDIR | number::MKDIRAT => {
+            Err(Errno::EROFS)
+        }
+        number::LINK | number::LINKAT | number::SYMLINK | number::SYMLINKAT => Err(Errno::EROFS),
+        number::UNLINK | number::UNLINKAT | number::RMDIR => Err(Errno::EROFS),
+        number::RENAME | number::RENAMEAT | number::RENAMEAT2 => Err(Errno::EROFS),
+        number::CHMOD | number::FCHMOD | number::FCHMODAT => Err(Errno::EROFS),
+        number::CHOWN | number::CHOWN32 | number::LCHOWN32 => Err(Errno::EROFS),
+        number::FCHOWN | number::FCHOWN32 | number::FCHOWNAT => Err(Errno::EROFS),
+        number::TRUNCATE | number::TRUNCATE64 => Err(Errno::EROFS),
+        number::FTRUNCATE | number::FTRUNCATE64 | number::FALLOCATE => Err(Errno::EINVAL),
+        number::UTIMES | number::UTIMENSAT | number::UTIMENSAT_TIME64 => Err(Errno::EROFS),
         _ => return None,
     })
 }
@@ -99,14 +119,28 @@ fn for_processes(call: u32, [a, b, c, d, _, _]: [u32; 6]) -> Option<Answer> {
         number::SET_THREAD_AREA => process_calls::set_thread_area(a),
         number::GET_THREAD_AREA => process_calls::get_thread_area(a),
         number::SET_TID_ADDRESS => process_calls::getpid(),
+        number::SETUID | number::SETUID32 | number::SETGID | number::SETGID32 => Ok(0),
+        number::GETRESUID32 | number::GETRESGID32 => process_calls::root_thrice([a, b, c]),
+        // Root is in no other groups.
+        number::GETGROUPS | number::GETGROUPS32 => Ok(0),
         // There are no signals to handle, and no threads to share a lock with.
-        number::RT_SIGACTION | number::RT_SIGPROCMASK | number::SIGALTSTACK => Ok(0),
+        number::RT_SIGACTION => process_calls::rt_sigaction(c),
+        number::RT_SIGPROCMASK => process_calls::rt_sigprocmask(c, d),
+        number::SIGALTSTACK => Ok(0),
         number::SET_ROBUST_LIST | number::FUTEX => Ok(0),
         number::RSEQ => Err(Errno::ENOSYS),
+        number::GETPGID | number::GETSID | number::SETSID => process_calls::getpgrp(),
         number::SETPGID | number::PRCTL => Ok(0),
+        // All are equals: the ordinary priority, which is told as twenty less it.
+        number::GETPRIORITY => Ok(20),
+        number::SETPRIORITY | number::NICE => Ok(0),
+        number::SCHED_GETAFFINITY => process_calls::sched_getaffinity(b, c),
+        number::GETCPU => process_calls::getcpu([a, b]),
         number::UMASK => Ok(0o022),
         number::UNAME => process_calls::uname(a),
         number::SYSINFO => process_calls::sysinfo(a),
+        number::GETRUSAGE => process_calls::getrusage(b),
+        number::SETRLIMIT => Ok(0),
         number::UGETRLIMIT => process_calls::getrlimit(a, b),
         number::PRLIMIT64 => process_calls::prlimit64(b, d),
         number::GETRANDOM => process_calls::getrandom(a, b),
@@ -124,7 +158,9 @@ fn for_memory(call: u32, [a, b, c, d, e, f]: [u32; 6]) -> Option<Answer> {
         number::MUNMAP => memory_calls::munmap(a, b),
         number::MPROTECT => memory_calls::mprotect(a, b, c),
         number::MREMAP => memory_calls::mremap(a, b, c, d),
-        number::MADVISE => Ok(0),
+        // Nothing is ever written to a file, or moved out of memory.
+        number::MADVISE | number::MSYNC => Ok(0),
+        number::MLOCK | number::MUNLOCK | number::MLOCKALL | number::MUNLOCKALL => Ok(0),
         _ => return None,
     })
 }

@@ -3,7 +3,7 @@
 use super::Answer;
 use crate::clock::{self, SECOND};
 use crate::memory::{frames, user_memory};
-use crate::processes::{self, Ending, Pid, of_current};
+use crate::processes::{self, Ending, Pid, Process, of_current};
 use crate::random;
 use lguest_abi::segments::{TLS_ENTRIES, TLS_FIRST};
 use lguest_guest::machine;
@@ -28,17 +28,86 @@ pub(super) fn getpgrp() -> Answer {
     of_current(|process| Ok(process.job.0))
 }
 
-/// There are no handlers, so each signal but 0 ends the process; 0 only asks whether it's there.
+/// There are no handlers, so each signal but 0 ends the process; 0 only asks whether it's there. As on Linux a `pid` of 0
+/// means the caller's job, -1 everybody else, and another negative number a job. The shell is never meant.
 pub(super) fn kill(pid: u32, signal: u32) -> Answer {
     const SIGNALS: u32 = 64;
-    let number = Pid(pid);
+    const EVERYBODY: i32 = -1;
+    let (own, job) = of_current(|process| Ok((process.pid, process.job)))?;
+    let is_meant = |process: &Process| match pid as i32 {
+        0 => process.job == job,
+        EVERYBODY => process.pid != own,
+        ..EVERYBODY => process.job == Pid(pid.wrapping_neg()),
+        _ => process.pid == Pid(pid),
+    };
     match signal {
-        0 if processes::list().iter().any(|process| process.pid == pid) => Ok(0),
+        0 if processes::is_there(is_meant) => Ok(0),
         0 => Err(Errno::ESRCH),
-        1..=SIGNALS if number == Pid::SHELL => Err(Errno::EPERM),
-        1..=SIGNALS => processes::end(number, Ending::Signal(signal as u8)).map(|()| 0),
+        1..=SIGNALS if Pid(pid) == Pid::SHELL => Err(Errno::EPERM),
+        1..=SIGNALS => processes::end(
+            |process| process.pid != Pid::SHELL && is_meant(process),
+            Ending::Signal(signal as u8),
+        )
+        .map(|()| 0),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// What was done about a signal before: the default. (`struct sigaction`, as the kernel has it.)
+pub(super) fn rt_sigaction(old: u32) -> Answer {
+    if old != 0 {
+        user_memory::write(old, &[0; 20])?;
+    }
+    Ok(0)
+}
+
+/// Which signals were held back before: none.
+pub(super) fn rt_sigprocmask(old: u32, length: u32) -> Answer {
+    const LONGEST: u32 = 8;
+    if length > LONGEST {
+        return Err(Errno::EINVAL);
+    }
+    if old != 0 {
+        user_memory::write(old, &[0; LONGEST as usize][..length as usize])?;
+    }
+    Ok(0)
+}
+
+/// The three users, or groups, of a process: all root.
+pub(super) fn root_thrice(places: [u32; 3]) -> Answer {
+    for place in places {
+        user_memory::write(place, &[0; 4])?;
+    }
+    Ok(0)
+}
+
+/// The processors that a process may use, a bit for each: the first one.
+pub(super) fn sched_getaffinity(length: u32, at: u32) -> Answer {
+    let mask = 1_u32.to_le_bytes();
+    if (length as usize) < mask.len() {
+        return Err(Errno::EINVAL);
+    }
+    user_memory::write(at, &mask)?;
+    Ok(mask.len() as u32)
+}
+
+/// Which processor and which node this is: the first.
+pub(super) fn getcpu(places: [u32; 2]) -> Answer {
+    for place in places.into_iter().filter(|place| *place != 0) {
+        user_memory::write(place, &[0; 4])?;
+    }
+    Ok(0)
+}
+
+/// `struct rusage`: the time that the process has run; nothing else is counted.
+pub(super) fn getrusage(at: u32) -> Answer {
+    const MICROSECOND: u64 = 1000;
+    let ran = processes::processor_time();
+    let mut words = [0_u32; 18];
+    words[0] = (ran / SECOND) as u32;
+    words[1] = (ran % SECOND / MICROSECOND) as u32;
+    user_memory::write(at, words.map(u32::to_le_bytes).as_flattened())?;
+    Ok(0)
 }
 
 pub(super) fn waitpid(pid: u32, status: u32, options: u32) -> Answer {

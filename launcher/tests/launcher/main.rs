@@ -9,5 +9,6 @@ mod elf_file;
 mod endings;
 mod layout;
 mod loader;
+mod programs;
 mod terminal;
 mod tiny_guest;
