@@ -7,6 +7,7 @@
 //!
 //! # Registers while guest code runs
 //!
+// ANCHOR: registers
 //! | host register | holds |
 //! |---|---|
 //! | eax ecx edx ebx ebp esi edi | the guest's registers of the same names, upper halves zero |
@@ -19,6 +20,7 @@
 //! | rsp | a real host stack: Rust's own, below `host_rsp` |
 //! | flags | the guest's arithmetic flags and DF |
 //! | x87, mm0–7, xmm0–7, MXCSR | the guest's |
+// ANCHOR_END: registers
 //!
 //! **The rule everything rests on**: at every guest-instruction boundary the upper halves of
 //! rax, rcx, rdx, rbx, rbp, rsi, rdi and r12 are zero.

@@ -151,6 +151,7 @@ pub(crate) unsafe extern "C" fn enter(frame: *mut Frame, target: u64, entry: Ent
 #[unsafe(naked)]
 pub(crate) unsafe extern "C" fn leave() {
     naked_asm!(
+        // ANCHOR: leave
         "mov [r15 + {EAX}], eax",
         "mov [r15 + {ECX}], ecx",
         "mov [r15 + {EDX}], edx",
@@ -174,6 +175,7 @@ pub(crate) unsafe extern "C" fn leave() {
         // Rust's MXCSR comes back only if the guest's would make a difference to it.
         "mov rsp, [r15 + {HOST_RSP}]",
         "stmxcsr [r15 + {MXCSR}]",
+        // ANCHOR_END: leave
         "mov eax, [r15 + {MXCSR}]",
         "xor eax, [rsp]",
         "test eax, {CONTROL}",

@@ -252,6 +252,7 @@ extern "C" fn on_kick(_: c_int, info: *mut siginfo_t, context: *mut c_void) {
     }
 }
 
+// ANCHOR: preempt
 /// Makes translated code leave at the next boundary.
 fn preempt(running: &Running, context: &mut ucontext_t) {
     let registers = &mut context.uc_mcontext.gregs;
@@ -284,6 +285,7 @@ fn preempt(running: &Running, context: &mut ucontext_t) {
     stop_stepping(running, registers);
     registers[libc::REG_RIP as usize] = crossing::leave_address() as i64;
 }
+// ANCHOR_END: preempt
 
 fn stop_stepping(running: &Running, registers: &mut [i64; 23]) {
     if running.stepping.replace(false) {

@@ -95,6 +95,7 @@ pub(super) fn exception_stub(
 /// Bytes that [`exit_with`] emits: what follows it is that much further on.
 pub(super) const EXIT_WITH_BYTES: u32 = 17;
 
+// ANCHOR: jump_through_table
 /// Looks up the guest address in r13d in the world's table and goes there, without touching
 /// flags. An address that isn't in the table leads to offset 0 of the cache.
 pub(super) fn jump_through_table(out: &mut Assembler) {
@@ -102,3 +103,4 @@ pub(super) fn jump_through_table(out: &mut Assembler) {
     out.lea(Width::Qword, Reg::R9, super::assembler::Sum::of(Reg::R9, Reg::CODE, 0));
     out.raw(&[0x41, 0xff, 0xe1]); // jmp r9
 }
+// ANCHOR_END: jump_through_table

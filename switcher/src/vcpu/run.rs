@@ -72,6 +72,7 @@ impl Vcpu {
             at,
         );
         let detail = frame.detail;
+        // ANCHOR: advance
         match reason {
             Reason::Interrupt => Err(Exit::SoftwareInterrupt(detail as u8)),
             Reason::Sensitive => self.emulate_here(env),
@@ -88,6 +89,7 @@ impl Vcpu {
             Reason::Chain if detail == 0 => Ok(Resume::Eip),
             Reason::Chain => Ok(Resume::Link { site: detail, drops: self.code.drops() }),
         }
+        // ANCHOR_END: advance
     }
 
     /// Lets code that has just asked for `target` find it by itself next time.
