@@ -11,8 +11,10 @@ fn root() -> PathBuf {
 /// Each page of the book, and the README, with its text.
 fn pages() -> Vec<(PathBuf, String)> {
     let docs = root().join("docs");
-    [docs.clone(), docs.join("decisions")]
+    let parts = ["decisions", "switcher"].map(|part| docs.join(part));
+    [docs]
         .iter()
+        .chain(&parts)
         .flat_map(|folder| fs::read_dir(folder).unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
@@ -26,12 +28,13 @@ fn between<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
     text.split(before).skip(1).filter_map(|rest| rest.split_once(after)).map(|(it, _)| it).collect()
 }
 
-/// The lines of a source file that are this mark, and nothing else but a comment's slashes.
+/// The lines of a file that are this mark, and nothing else but what begins a comment: slashes in
+/// Rust, `#` in a golden file.
 fn marks(source: &str, mark: &str) -> Vec<usize> {
     source
         .lines()
         .enumerate()
-        .filter(|(_, line)| line.trim().trim_start_matches('/').trim() == mark)
+        .filter(|(_, line)| line.trim().trim_start_matches(['/', '#']).trim() == mark)
         .map(|(number, _)| number)
         .collect()
 }
@@ -61,9 +64,40 @@ fn every_anchor_that_is_shown_exists_once() {
     assert!(shown > 10, "the book shows only {shown} places");
 }
 
+/// A golden file is shown case by case, and a case that is shown has its listing.
+#[test]
+fn golden_files_are_shown_with_their_listings() {
+    let mut shown = 0;
+    for (page, text) in pages() {
+        for include in between(&text, "{{#include ", "}}") {
+            let Some((file, anchor)) = include.split_once(':') else {
+                assert!(!include.contains("/golden/"), "{}: {include}: all of it", page.display());
+                continue;
+            };
+            if !file.contains("/golden/") {
+                continue;
+            }
+            let source = fs::read_to_string(page.parent().unwrap().join(file)).unwrap();
+            let start = marks(&source, &format!("ANCHOR: {anchor}"));
+            let end = marks(&source, &format!("ANCHOR_END: {anchor}"));
+            let (Some(start), Some(end)) = (start.first(), end.first()) else {
+                panic!("{}: {include}: no such case", page.display());
+            };
+            let lines = source.lines().take(*end).skip(start + 1);
+            let (cases, listing): (Vec<&str>, Vec<&str>) =
+                lines.filter(|line| !line.is_empty()).partition(|line| line.starts_with("=="));
+            let listed = !listing.is_empty() && listing.iter().all(|line| line.contains("| "));
+            assert!(cases.len() == 1 && listed, "{}: {include}", page.display());
+            shown += 1;
+        }
+    }
+    assert!(shown > 5, "the book shows only {shown} cases of golden files");
+}
+
 #[test]
 fn every_file_that_is_named_exists() {
-    let folders = ["abi", "guest", "drivers", "kernel", "switcher", "host", "launcher", "setup"];
+    let folders =
+        ["abi", "guest", "drivers", "kernel", "switcher", "host", "launcher", "oracle", "setup"];
     let mut named = 0;
     for (page, text) in pages() {
         let prose = text.lines().filter(|line| !line.starts_with("```"));
