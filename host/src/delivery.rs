@@ -128,8 +128,9 @@ impl Machine {
         }
         let frame = self.frame(from_user, error);
         let esp = push(&stack, top, frame.bytes().len() as u32);
-        let at = GuestVirt(stack.base.wrapping_add(esp));
-        let fits = allows(&stack, esp, frame.bytes().len() as u32);
+        let offset = offset_on(&stack, esp);
+        let at = GuestVirt(stack.base.wrapping_add(offset));
+        let fits = allows(&stack, offset, frame.bytes().len() as u32);
         if !fits || self.vcpu.write_virt(&mut self.guest, at, frame.bytes(), false).is_err() {
             self.guest.verdict()?;
             return Err(double_fault(self, "its stack can't be written", at.0));
@@ -224,8 +225,13 @@ fn push(stack: &Segment, esp: u32, bytes: u32) -> u32 {
     if stack.is_32bit() { moved } else { esp & 0xffff_0000 | moved & 0xffff }
 }
 
+/// The stack pointer as an offset into its segment: of a 16-bit one the upper half means nothing.
+pub(crate) fn offset_on(stack: &Segment, esp: u32) -> u32 {
+    if stack.is_32bit() { esp } else { esp & 0xffff }
+}
+
 /// The segment's limit allows `bytes` at `offset`.
-fn allows(segment: &Segment, offset: u32, bytes: u32) -> bool {
+pub(crate) fn allows(segment: &Segment, offset: u32, bytes: u32) -> bool {
     let Some(last) = offset.checked_add(bytes - 1) else { return false };
     if segment.is_expand_down() { offset > segment.limit } else { last <= segment.limit }
 }

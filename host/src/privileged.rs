@@ -11,6 +11,7 @@
 //! `port_io.rs`, `cpuid.rs`.
 
 use crate::cpuid::cpuid;
+use crate::delivery::{allows, offset_on};
 use crate::kill::Kill;
 use crate::machine::{Machine, Sleep};
 use crate::trace::Event;
@@ -155,7 +156,7 @@ impl Machine {
         let stack = cpu.segment(SegmentRegister::Ss);
         let esp = moved(&stack, cpu.gpr(Gpr::Esp), 0u32.wrapping_sub(bytes.len() as u32));
         let user = !self.in_kernel();
-        let at = GuestVirt(stack.base.wrapping_add(esp));
+        let at = on_stack(&stack, esp, bytes.len() as u32)?;
         self.vcpu.write_virt(&mut self.guest, at, bytes, user)?;
         self.vcpu.cpu.set_gpr(Gpr::Esp, esp);
         Ok(())
@@ -169,7 +170,7 @@ impl Machine {
         let len = if wide { 4 } else { 2 };
         let mut bytes = [0; 4];
         let user = !self.in_kernel();
-        let at = GuestVirt(stack.base.wrapping_add(moved(&stack, esp, 0)));
+        let at = on_stack(&stack, esp, len as u32)?;
         self.vcpu.read_virt(&mut self.guest, at, &mut bytes[..len], user)?;
         let kept = IF | IOPL | VM | if wide { 0 } else { 0xffff_0000 };
         let popped = u32::from_le_bytes(bytes);
@@ -304,8 +305,17 @@ impl Machine {
     }
 }
 
-/// The stack pointer moved by `distance`: sp alone on a 16-bit stack. As an offset into the segment, a 16-bit one
-/// has no upper half.
+/// Where `bytes` at the stack pointer are, if the stack's limit allows them; otherwise trap 12.
+fn on_stack(stack: &Segment, esp: u32, bytes: u32) -> Result<GuestVirt, Exception> {
+    let offset = offset_on(stack, esp);
+    if allows(stack, offset, bytes) {
+        Ok(GuestVirt(stack.base.wrapping_add(offset)))
+    } else {
+        Err(Exception::stack(0))
+    }
+}
+
+/// The stack pointer moved by `distance`: sp alone on a 16-bit stack.
 fn moved(stack: &Segment, esp: u32, distance: u32) -> u32 {
     let sum = esp.wrapping_add(distance);
     if stack.is_32bit() { sum } else { esp & 0xffff_0000 | sum & 0xffff }

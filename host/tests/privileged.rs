@@ -368,3 +368,42 @@ fn counters_that_are_not_there_are_trap_13_for_the_kernel_too() {
     let outcome = TinyGuest::new().reporting(13, 3).kernel(|c| c.rdpmc()).run().powered_off();
     assert_eq!((outcome.result(0), outcome.result(2)), (0, 0x61));
 }
+
+#[test]
+fn pushf_and_popf_respect_the_stacks_limit() {
+    type Instruction = fn(&mut Code) -> Assembled;
+    let guest = |instruction: Instruction, top: u32| {
+        let guest = TinyGuest::new();
+        let base = u64::from(virt(FREE));
+        let small = 0x0040_9200_0000_00ffu64 | (base & 0xff_ffff) << 16 | (base >> 24) << 56;
+        guest.put(GDT + 20 * 8, &small.to_le_bytes());
+        guest
+            .handler(12, |c| {
+                c.pop(eax)?;
+                c.note(0, eax)?;
+                c.note_number(1, 1)?;
+                c.power_off()
+            })
+            .kernel(|c| {
+                c.mov(eax, 20 * 8 + 1)?;
+                c.mov(ss, eax)?;
+                c.mov(esp, top)?;
+                instruction(c)
+            })
+            .run()
+    };
+    // Where the trap itself has no room, it shows as a double fault of vector 12.
+    for (instruction, top, faults) in [
+        ((|c: &mut Code| c.pushfd()) as Instruction, 0x100, false),
+        (|c: &mut Code| c.pushfd(), 0x104, true),
+        (|c: &mut Code| c.popfd(), 0xfc, false),
+        (|c: &mut Code| c.popfd(), 0x100, true),
+    ] {
+        let outcome = guest(instruction, top);
+        let stack_fault = matches!(
+            outcome.end,
+            lguest_host::End::Killed(lguest_host::Kill::DoubleFault { vector: 12, .. })
+        ) || outcome.result(1) == 1;
+        assert_eq!(stack_fault, faults, "esp {top:#x}");
+    }
+}

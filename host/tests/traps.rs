@@ -489,3 +489,28 @@ fn a_trap_pushes_through_the_current_mapping() {
     assert_eq!(outcome.guest.word(FREE + (TRAP_STACK & 0xfff) - 20), USER_CODE);
     assert_eq!(outcome.guest.word(TRAP_STACK - 20), 0);
 }
+
+#[test]
+fn a_16_bit_stack_is_where_sp_says() {
+    // The upper half of esp is kept, and means nothing.
+    let guest = TinyGuest::new();
+    let base = u64::from(virt(FREE));
+    let narrow = 0x0000_9200_0000_ffffu64 | (base & 0xff_ffff) << 16 | (base >> 24) << 56;
+    guest.put(GDT + 20 * 8, &narrow.to_le_bytes());
+    let outcome = guest
+        .handler(6, |c| {
+            c.mov(ebp, esp)?;
+            c.note(0, ebp)?;
+            c.power_off()
+        })
+        .kernel(|c| {
+            c.mov(eax, 20 * 8 + 1)?;
+            c.mov(ss, eax)?;
+            c.mov(esp, 0x1234_0f00)?;
+            c.ud2()
+        })
+        .run()
+        .powered_off();
+    assert_eq!(outcome.result(0), 0x1234_0f00 - 12);
+    assert_eq!(outcome.guest.word(FREE + 0xf00 - 8), 0x61);
+}
