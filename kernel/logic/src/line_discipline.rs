@@ -81,9 +81,12 @@ impl LineDiscipline {
         self.mode
     }
 
-    /// Treats input differently from now on.
-    pub const fn set_mode(&mut self, mode: Mode) {
+    /// Treats input differently from now on. What there is of a line then needn't wait for its end.
+    pub fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
+        if !mode.lines {
+            self.ready.extend(self.line.drain(..));
+        }
     }
 
     /// How many more bytes can be received.
@@ -299,6 +302,17 @@ mod tests {
         assert_eq!(terminal.read(64), None);
         terminal.type_in(b"ok\n");
         assert_eq!(terminal.read(64).unwrap(), "ok\n");
+    }
+
+    #[test]
+    fn half_a_line_is_there_once_line_mode_is_left() {
+        let mut terminal = Terminal::new();
+        terminal.type_in(b"ab");
+        assert_eq!(terminal.read(64), None);
+        terminal.input.set_mode(Mode { lines: false, ..Mode::COOKED });
+        terminal.type_in(b"c");
+        assert_eq!(terminal.read(64).unwrap(), "ab");
+        assert_eq!(terminal.read(64).unwrap(), "c");
     }
 
     #[test]
