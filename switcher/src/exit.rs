@@ -78,6 +78,7 @@ pub enum Exit {
     Kicked,
     /// A store to the watched range was made while something was pending; eip is behind it.
     Watched,
-    /// A correct instruction that this version can't run (16-bit code, say). eip is at it.
+    /// An instruction that this version can't run (16-bit code, say), or whose host fault nothing explains.
+    /// eip is at it.
     Unsupported(Instruction),
 }

@@ -52,7 +52,7 @@ pub struct Config {
     /// "everything". Above it all address spaces look the same to the kernel, so one window serves
     /// them all.
     pub kernel_start: GuestVirt,
-    /// Bytes of translated code that are kept: 1 MiB to 1 GiB, a multiple of the page size.
+    /// Bytes of translated code that are kept: 1 MiB to 1 GiB, a multiple of 8 KiB.
     pub code_cache: usize,
 }
 

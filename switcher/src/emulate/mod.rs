@@ -225,7 +225,6 @@ fn is_privileged(mnemonic: Mnemonic) -> bool {
             | M::Wrmsr
             | M::Rdpmc
             | M::Invlpg
-            | M::Invpcid
             | M::Wbinvd
             | M::Invd
             | M::Sysenter

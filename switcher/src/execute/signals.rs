@@ -134,7 +134,8 @@ type Handler = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
 fn set_handler(signal: c_int, handler: Handler, kick: c_int) -> io::Result<libc::sigaction> {
     // SAFETY: all zeros is a valid `sigaction`; the set is initialised before use; the handler has the type that
-    // SA_SIGINFO asks for. No two of ours run inside each other, since each blocks all.
+    // SA_SIGINFO asks for. A kick waits until another of ours is
+    // done; a fault may come while a kick is handled, if somebody sends one, and is then passed on.
     unsafe {
         let mut action: libc::sigaction = zeroed();
         action.sa_sigaction = handler as *const () as usize;

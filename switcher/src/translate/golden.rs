@@ -238,9 +238,11 @@ fn field(at: i32) -> Option<String> {
                 |(index, name)| {
                     let base = at == offset::segment_base(index);
                     let window = at == offset::segment_window(index);
-                    match (base, window) {
-                        (true, _) => Some(format!("{name}_BASE")),
-                        (_, true) => Some(format!("{name}_WINDOW")),
+                    let selector = at == offset::segment_selector(index);
+                    match (base, window, selector) {
+                        (true, ..) => Some(format!("{name}_BASE")),
+                        (_, true, _) => Some(format!("{name}_WINDOW")),
+                        (.., true) => Some(format!("{name}_SELECTOR")),
                         _ => None,
                     }
                 },
