@@ -117,6 +117,10 @@ fn a_waiting_kick_is_answered_before_anything_runs() {
     assert_eq!(machine.run(0), Reason::Stop);
 }
 
+/// How many kicks a test sees at least, however busy the machine is, and how long it goes on at least.
+const KICKS: u32 = 100;
+const A_WHILE: Duration = Duration::from_millis(300);
+
 /// Runs `code`, an endless loop, under kicks at random moments for a while; after each, `check`
 /// looks at the frame.
 fn under_kicks(code: &[u8], points: &[(u32, u32)], check: impl Fn(&Frame)) {
@@ -134,7 +138,7 @@ fn under_kicks(code: &[u8], points: &[(u32, u32)], check: impl Fn(&Frame)) {
         }
     });
     let (start, mut kicks) = (Instant::now(), 0);
-    while start.elapsed() < Duration::from_millis(300) {
+    while kicks < KICKS || start.elapsed() < A_WHILE {
         let at = host(machine.frame.eip);
         assert_eq!(machine.run(at), Reason::Kicked);
         machine.kick.take();
@@ -144,7 +148,6 @@ fn under_kicks(code: &[u8], points: &[(u32, u32)], check: impl Fn(&Frame)) {
     }
     done.store(true, Ordering::Relaxed);
     other.join().unwrap();
-    assert!(kicks > 100, "{kicks}");
 }
 
 #[test]
@@ -175,7 +178,7 @@ fn many_entries_and_kicks_lose_nothing() {
         }
     });
     let (start, mut stops, mut kicks) = (Instant::now(), 0u32, 0);
-    while start.elapsed() < Duration::from_millis(300) {
+    while kicks < KICKS || stops < 1000 || start.elapsed() < A_WHILE {
         machine.frame.reason = Reason::Stop as u32;
         match machine.run(0) {
             Reason::Stop => stops += 1,
@@ -190,5 +193,4 @@ fn many_entries_and_kicks_lose_nothing() {
     }
     done.store(true, Ordering::Relaxed);
     other.join().unwrap();
-    assert!(stops > 1000 && kicks > 100, "{stops} {kicks}");
 }
