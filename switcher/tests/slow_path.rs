@@ -124,7 +124,7 @@ fn the_pieces_of_an_operand_wrap_one_by_one() {
     type Case =
         (fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>, u32, &'static [(u32, u32)]);
     // 16-bit addresses are in bytes: the assembler would take [bx] for a mistake.
-    let cases: [Case; 8] = [
+    let cases: [Case; 9] = [
         // fstp tbyte [bx]: 8 bytes, then sign and exponent.
         (|a| a.db(&[0xd9, 0xe8, 0x67, 0xdb, 0x3f]), 0xfff8, &[(0xfffc, 1 << 31), (0, 0x3fff)]),
         (|a| a.db(&[0xd9, 0xe8, 0xdb, 0x3b]), 0xffff_fff8, &[(0xf_fffc, 1 << 31), (0, 0x3fff)]),
@@ -140,6 +140,8 @@ fn the_pieces_of_an_operand_wrap_one_by_one() {
             0xffe4,
             &[(4, 1 << 31), (8, 0x3fff), (0x3004, 0x3ff0_0000)],
         ),
+        // fstp tbyte [0xfff8]
+        (|a| a.db(&[0xd9, 0xe8, 0x67, 0xdb, 0x3e, 0xf8, 0xff]), 0, &[(0, 0x3fff)]),
         // fxsave [bx]: MXCSR is at 24.
         (|a| a.db(&[0x67, 0x0f, 0xae, 0x07]), 0xfff0, &[(8, 0x1f80)]),
         // mov edi, ebx; pcmpeqb mm0, mm0; maskmovq mm0, mm0 (by di): byte by byte.
@@ -212,6 +214,8 @@ fn narrow_addresses() {
         a.mov(edi, 0xabcd_fffe_u32)?;
         a.mov(ecx, 0xabcd_0004_u32)?;
         a.db(&[0xf3, 0x67, 0xaa])?; // rep stosb by di and cx
+        a.mov(ebp, 0x8_0001)?; // a bit 64 KiB away, and one
+        a.db(&[0x67, 0x0f, 0xab, 0x2e, 0x00, 0x30])?; // bts [0x3000], ebp
         a.db(&[0x67, 0xe3, 2])?; // jcxz over what follows
         a.db(&[0x0f, 0x0b])
     });
@@ -220,6 +224,7 @@ fn narrow_addresses() {
     assert_eq!(machine.gpr(Gpr::Eax), 0x1234_5678);
     assert_eq!((machine.gpr(Gpr::Edi), machine.gpr(Gpr::Ecx)), (0xabcd_0002, 0xabcd_0000));
     assert_eq!((machine.dword(0xfffe) & 0xffff, machine.dword(0)), (0x7878, 0x7878));
+    assert_eq!((machine.dword(0x3000), machine.dword(0x1_3000)), (2, 0));
 }
 
 #[test]

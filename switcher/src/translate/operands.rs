@@ -368,11 +368,10 @@ fn writes_memory(instruction: &Instruction) -> bool {
 
 /// The 67 prefix: offsets of 16 bits.
 pub(super) fn uses_16bit_address(instruction: &Instruction) -> bool {
-    let register = match instruction.memory_base() {
-        Register::None => instruction.memory_index(),
-        base => base,
-    };
-    register.size() == 2
+    match (instruction.memory_base(), instruction.memory_index()) {
+        (Register::None, Register::None) => instruction.memory_displ_size() == 2,
+        (Register::None, register) | (register, _) => register.size() == 2,
+    }
 }
 
 /// What the operand's offset is the sum of. In 16-bit addressing the sum is still to be cut.
