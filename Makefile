@@ -53,7 +53,7 @@ bench: guest initrd
 	@$(CARGO) bench --package lguest --bench first_light
 
 docs: guest
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items
 	@if command -v mdbook >/dev/null; then mdbook build docs; \
 	else echo "The book was left out: mdbook isn't installed (cargo install mdbook)."; fi
 

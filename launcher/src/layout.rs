@@ -2,7 +2,7 @@
 //!
 //! The guest wakes up with paging on, so somebody must have written page tables; it is told by
 //! nobody how much memory it has, so a page of facts must lie where it looks for them. From the
-//! bottom: the boot parameters ([`boot_parameters`](crate::boot_parameters)), the command line,
+//! bottom: the boot parameters ([`boot_parameters`]), the command line,
 //! the kernel's own segments, a great deal of nothing; and from the top down: the initrd, one page
 //! directory, the [linear page tables](crate::linear_page_tables). Above all that, beyond what
 //! the guest is told is memory, lies the page that lists its devices.

@@ -3,7 +3,7 @@
 //! A guest wants each key as it is pressed, ^C included: its own kernel echoes, edits and
 //! interrupts. So the terminal's own editing is switched off while the guest runs. Leaving it
 //! off would ruin the user's shell, so it comes back whatever happens: [`RawTerminal`] does it
-//! when it is dropped, which covers returning and panicking; [`rescue`](crate::rescue) covers the
+//! when it is dropped, which covers returning and panicking; [`rescue`] covers the
 //! ends that run no destructors.
 
 use crate::rescue;

@@ -3,6 +3,7 @@
 use crate::compare::{Seen, differences, report, undefined_flags};
 use crate::forms::{Class, classify};
 use crate::instance::Instance;
+use crate::layout::Layout;
 use crate::machine::{Machine, Stop, in_processors_words};
 use crate::random::Random;
 use crate::state::{Case, End, Outcome, TRAP_FLAG};
@@ -65,6 +66,9 @@ fn must_be_same(instruction: &Instruction, difference: &str) -> bool {
     }
 }
 
+/// #UD.
+const UNDEFINED: Stop = Stop::End(End::Exception { vector: 6, error: 0, address: 0 });
+
 /// Whether both refuse what the Switcher's processor doesn't have: as undefined, or because it would
 /// be too long if it were an instruction, or, where this processor has it, because it is the
 /// system's (`xsetbv`, say, or `vmrun`).
@@ -73,10 +77,15 @@ fn is_refused_either_way(
     processor: End,
     switcher: Stop,
 ) -> bool {
-    const UNDEFINED: Stop = Stop::End(End::Exception { vector: 6, error: 0, address: 0 });
     const REFUSED: End = End::Exception { vector: 13, error: 0, address: 0 };
     let offered = |instruction: &Instruction| classify(instruction.code()) != Class::NotOffered;
     switcher == UNDEFINED && processor == REFUSED && !instruction.is_some_and(offered)
+}
+
+/// The instruction at `eip`; `None` when there is none.
+fn instruction_in(layout: &Layout, memory: &[u8], eip: u32) -> Option<Instruction> {
+    let (_, offset) = layout.locate(eip)?;
+    Some(Instance::decode(&memory[offset..], eip)?.instruction)
 }
 
 /// The same case, to be stopped behind its first instruction.
@@ -185,8 +194,9 @@ impl Contest {
         let (stop, state) = in_processors_words(stop, state, outcome);
         let wild =
             matches!(stop, Stop::Privileged(_) | Stop::End(End::Exception { vector: 1, .. }));
-        if single.is_none() && wild {
-            // A program has run into data that says something for an embedder, or int1.
+        if single.is_none() && (wild || self.stopped_at_foreign(stop, state.eip)) {
+            // A program has run into data that says something for an embedder, or int1, or is an
+            // instruction of newer processors.
             return Ok(Verdict::Incomparable);
         }
         let processor = Seen::by_processor(outcome, self.oracle.memory());
@@ -213,9 +223,17 @@ impl Contest {
 
     /// The instruction that the processor stopped at; `None` when it isn't one.
     fn instruction_at(&self, eip: u32) -> Option<Instruction> {
-        let (_, offset) = self.world.layout.locate(eip)?;
-        let bytes = &self.oracle.memory()[offset..];
-        Some(Instance::decode(bytes, eip)?.instruction)
+        instruction_in(&self.world.layout, self.oracle.memory(), eip)
+    }
+
+    /// Whether the Switcher's processor, by our own table, doesn't have the instruction that the Switcher
+    /// said so of.
+    fn stopped_at_foreign(&mut self, switcher: Stop, eip: u32) -> bool {
+        if switcher != UNDEFINED {
+            return false;
+        }
+        let instruction = instruction_in(&self.world.layout, self.machine.memory(), eip);
+        instruction.is_some_and(|it| classify(it.code()) == Class::NotOffered)
     }
 
     /// Runs `case` on the Switcher alone and says how it stopped, and what it changed, eip included.

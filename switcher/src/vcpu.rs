@@ -246,7 +246,7 @@ impl Vcpu {
 
     /// Sleeps until kicked, the alarm rings, or `timeout` has passed; perhaps less. Coming back
     /// answers the kicks there were, so that the next sleep is one again: the caller does now what
-    /// it does after [`Exit::Kicked`].
+    /// it does after [`Exit::Kicked`](crate::Exit::Kicked).
     pub fn wait(&mut self, timeout: Option<Duration>) {
         self.kick.wait(timeout);
         self.kick.take();

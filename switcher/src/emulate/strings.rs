@@ -23,15 +23,15 @@ const RUN_BYTES: usize = 1024;
 /// What a step does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Operation {
-    /// From [esi] to [edi].
+    /// From `[esi]` to `[edi]`.
     Move,
-    /// From the accumulator to [edi].
+    /// From the accumulator to `[edi]`.
     Store,
-    /// From [esi] to the accumulator.
+    /// From `[esi]` to the accumulator.
     Load,
-    /// [esi] with [edi].
+    /// `[esi]` with `[edi]`.
     Compare,
-    /// The accumulator with [edi].
+    /// The accumulator with `[edi]`.
     Scan,
 }
 

@@ -21,7 +21,7 @@
 //!
 //! - [`classify`]: which way each instruction goes;
 //! - [`plan`]: how far a run of guest code, a *unit*, reaches;
-//! - [`unit`]: the unit's host code, instruction by instruction;
+//! - [`mod@unit`]: the unit's host code, instruction by instruction;
 //! - [`operands`], [`high_bytes`], [`bit_strings`]: instructions re-encoded, and where their
 //!   operand lies;
 //! - [`stack`], [`strings`], [`branches`], [`segments`], [`fpu`]: instructions with sequences of
