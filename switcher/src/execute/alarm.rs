@@ -26,13 +26,20 @@ pub(crate) struct Alarm {
 pub(crate) struct Retry(libc::timer_t);
 
 impl Retry {
-    /// How much later. A handler that got in the way takes less.
-    const PAUSE: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 20_000 };
-
-    /// Sends the kick signal to this thread again, soon. Safe in a signal handler.
-    pub(crate) fn soon(self) {
-        ring(self.0, Self::PAUSE);
+    /// Sends the kick signal to this thread again, soon, when `before` retries have failed. Safe in a signal
+    /// handler.
+    pub(crate) fn soon(self, before: u32) {
+        ring(self.0, pause(before));
     }
+}
+
+/// How much later a kick comes again: at first a little more than the handler that got in the way takes.
+/// Where signals are slow (under a tracer, or in a sandbox that carries out system calls itself) that
+/// is too little for anything to happen between two of them, so each time it is twice as long.
+fn pause(before: u32) -> libc::timespec {
+    const FIRST: libc::c_long = 20_000;
+    const DOUBLINGS: u32 = 9;
+    libc::timespec { tv_sec: 0, tv_nsec: FIRST << before.min(DOUBLINGS) }
 }
 
 impl Alarm {
@@ -129,6 +136,12 @@ impl Drop for Alarm {
 mod tests {
     use super::*;
     use std::time::Instant;
+
+    #[test]
+    fn a_retry_waits_longer_each_time_up_to_ten_milliseconds() {
+        let pauses = [0, 1, 2, 9, 10, u32::MAX].map(|before| pause(before).tv_nsec);
+        assert_eq!(pauses, [20_000, 40_000, 80_000, 10_240_000, 10_240_000, 10_240_000]);
+    }
 
     #[test]
     fn it_rings_once_and_can_be_taken_back() {

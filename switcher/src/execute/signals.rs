@@ -51,6 +51,8 @@ pub(crate) struct Running {
     retry: Retry,
     /// Single-stepping to a boundary.
     stepping: Cell<bool>,
+    /// Kicks that came at a bad moment.
+    retries: Cell<u32>,
 }
 
 thread_local! {
@@ -69,7 +71,7 @@ impl Running {
         map: *const HostMap,
         retry: Retry,
     ) -> Self {
-        Self { frame, code, map, retry, stepping: Cell::new(false) }
+        Self { frame, code, map, retry, stepping: Cell::new(false), retries: Cell::new(0) }
     }
 }
 
@@ -266,7 +268,9 @@ fn preempt(running: &Running, context: &mut ucontext_t) {
         if registers[libc::REG_EFL as usize] & TF != 0 {
             stop_stepping(running, registers);
         } else if !running.stepping.get() {
-            running.retry.soon();
+            let before = running.retries.get();
+            running.retries.set(before.saturating_add(1));
+            running.retry.soon(before);
         }
         return;
     }
