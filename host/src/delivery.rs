@@ -10,7 +10,9 @@ use crate::kill::Kill;
 use crate::machine::Machine;
 use crate::trace::Event;
 use lguest_abi::segments::{KERNEL_CS, KERNEL_LEVEL};
-use lguest_abi::traps::{BREAKPOINT, DEBUG, FIRST_IRQ, OVERFLOW, PAGE_FAULT, has_error_code};
+use lguest_abi::traps::{DEBUG, FIRST_IRQ, PAGE_FAULT, has_error_code};
+use lguest_processor::registers::dr6;
+use lguest_processor::stack::{on_stack, push};
 use lguest_switcher::address::GuestVirt;
 use lguest_switcher::cpu::{IF, NT, RF, TF, VM};
 use lguest_switcher::environment::Environment;
@@ -23,25 +25,21 @@ impl Machine {
     /// The guest's code raised an exception.
     pub(crate) fn trap(&mut self, exception: Exception) -> Result<(), Kill> {
         let Exception { vector, error, address } = exception;
-        if matches!(vector, BREAKPOINT | OVERFLOW) {
-            // int3 and into are one byte long, and ask the gate's permission as `int n` does.
-            return self.software_interrupt(vector, 1);
-        }
         if vector == PAGE_FAULT {
-            self.guest.control.cr2 = address.0;
+            self.guest.registers.cr2 = address.0;
             if let Some(shared) = &self.guest.shared {
                 shared.set_cr2(&self.guest.memory, address.0);
             }
         }
         if vector == DEBUG {
-            self.guest.control.note_single_step();
+            self.guest.registers.note_debug_exception(dr6::BS);
         }
         let error = has_error_code(vector).then_some(error.unwrap_or(0));
         let Some(gate) = self.gate(vector)? else {
             return Err(Kill::NoHandler {
                 vector,
                 error: error.unwrap_or(0),
-                address: GuestVirt(self.guest.control.cr2),
+                address: GuestVirt(self.guest.registers.cr2),
                 eip: self.vcpu.cpu.eip(),
             });
         };
@@ -51,11 +49,11 @@ impl Machine {
         self.enter(vector, gate, error)
     }
 
-    /// The guest executed `int n`, or a shorter form of it; eip is behind the instruction of `length` bytes.
+    /// The guest executed `int n`, `int3` or `into`; eip is behind the instruction of `length` bytes.
     ///
     /// From user mode a gate of level 3 is needed. The kernel was written for level 0, where
     /// every gate may be used.
-    pub(crate) fn software_interrupt(&mut self, vector: u8, length: u32) -> Result<(), Kill> {
+    pub(crate) fn software_interrupt(&mut self, vector: u8, length: u8) -> Result<(), Kill> {
         let user = !self.in_kernel();
         let eip = self.vcpu.cpu.eip();
         match self.gate(vector)? {
@@ -64,7 +62,7 @@ impl Machine {
                 self.enter(vector, gate, None)
             }
             _ => {
-                self.vcpu.cpu.set_eip(eip.wrapping_sub(length));
+                self.vcpu.cpu.set_eip(eip.wrapping_sub(length.into()));
                 self.trap(Exception::with_error(13, u32::from(vector) * 8 + IN_IDT))
             }
         }
@@ -80,7 +78,7 @@ impl Machine {
 
     /// The gate for `vector`: as LOAD_IDT_ENTRY set it, or from the table that the guest loaded by `lidt`.
     pub(crate) fn gate(&mut self, vector: u8) -> Result<Option<Gate>, Kill> {
-        let Some(place) = self.guest.gates.place(vector) else {
+        let Some(place) = self.guest.gates.place(vector, &self.guest.registers.idt) else {
             return Ok(self.guest.gates.get(vector));
         };
         let Some(Ok(bytes)) = place.map(|at| self.guest.read_table::<8>(at)) else {
@@ -127,13 +125,14 @@ impl Machine {
             ));
         }
         let frame = self.frame(from_user, error);
-        let esp = push(&stack, top, frame.bytes().len() as u32);
-        let offset = offset_on(&stack, esp);
-        let at = GuestVirt(stack.base.wrapping_add(offset));
-        let fits = allows(&stack, offset, frame.bytes().len() as u32);
-        if !fits || self.vcpu.write_virt(&mut self.guest, at, frame.bytes(), false).is_err() {
+        let bytes = frame.bytes().len() as u32;
+        let esp = push(&stack, top, bytes);
+        let written = on_stack(&stack, esp, bytes)
+            .and_then(|at| Ok(self.vcpu.write_virt(&mut self.guest, at, frame.bytes(), false)?));
+        if written.is_err() {
             self.guest.verdict()?;
-            return Err(double_fault(self, "its stack can't be written", at.0));
+            let bottom = stack.base.wrapping_add(esp);
+            return Err(double_fault(self, "its stack can't be written", bottom));
         }
         let cpu = &mut self.vcpu.cpu;
         if from_user {
@@ -155,12 +154,12 @@ impl Machine {
         /// Segment").
         const ESP0: u32 = 4;
         let stack = self.guest.stack;
-        let (task, segment) = self.guest.segments.task;
-        if stack.segment != 0 || task == 0 {
+        let task = self.guest.registers.task;
+        if stack.segment != 0 || task.is_null() {
             return Ok((stack.segment, stack.esp));
         }
         let [e0, e1, e2, e3, s0, s1] =
-            self.guest.read_table(segment.base.wrapping_add(ESP0)).unwrap_or_default();
+            self.guest.read_table(task.table.base.wrapping_add(ESP0)).unwrap_or_default();
         self.guest.verdict()?;
         Ok((u16::from_le_bytes([s0, s1]), u32::from_le_bytes([e0, e1, e2, e3])))
     }
@@ -171,9 +170,10 @@ impl Machine {
     /// The guest's tables are such that the descriptor can't be looked for: that ends the guest, not what
     /// delivery would make of it.
     fn segment(&mut self, selector: u16) -> Result<Segment, Kill> {
-        let descriptor = if selector & !3 == 0 { None } else { self.guest.descriptor(selector) };
+        let found = if selector & !3 == 0 { Ok(None) } else { self.guest.descriptor(selector) };
         self.guest.verdict()?;
-        Ok(Segment::from_descriptor(selector & !3 | KERNEL_LEVEL, descriptor.unwrap_or(0)))
+        let descriptor = found.ok().flatten().unwrap_or(0);
+        Ok(Segment::from_descriptor(selector & !3 | KERNEL_LEVEL, descriptor))
     }
 
     /// What is pushed: from the lowest address up, maybe an error code, eip, cs, eflags, and from user mode esp and ss.
@@ -217,47 +217,4 @@ impl TrapFrame {
 /// Present, and of the kernel's level.
 fn is_kernel_segment(segment: &Segment) -> bool {
     segment.is_usable() && u16::from(segment.dpl()) == KERNEL_LEVEL
-}
-
-/// The stack pointer after `bytes` were pushed: sp alone moves on a 16-bit stack.
-fn push(stack: &Segment, esp: u32, bytes: u32) -> u32 {
-    let moved = esp.wrapping_sub(bytes);
-    if stack.is_32bit() { moved } else { esp & 0xffff_0000 | moved & 0xffff }
-}
-
-/// The stack pointer as an offset into its segment: of a 16-bit one the upper half means nothing.
-pub(crate) fn offset_on(stack: &Segment, esp: u32) -> u32 {
-    if stack.is_32bit() { esp } else { esp & 0xffff }
-}
-
-/// The segment's limit allows `bytes` at `offset`.
-pub(crate) fn allows(segment: &Segment, offset: u32, bytes: u32) -> bool {
-    let Some(last) = offset.checked_add(bytes - 1) else { return false };
-    if segment.is_expand_down() { offset > segment.limit } else { last <= segment.limit }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_of_stacks() {
-        let flat = Segment::flat_data(0x69);
-        assert!(allows(&flat, 0, 24));
-        assert!(!allows(&flat, u32::MAX - 3, 24));
-        let small = Segment { limit: 0xfff, ..flat };
-        assert!(allows(&small, 0xfe8, 24));
-        assert!(!allows(&small, 0xfec, 24));
-        let down = Segment { limit: 0xfff, attributes: flat.attributes | 4, ..flat };
-        assert!(!allows(&down, 0xfff, 24));
-        assert!(allows(&down, 0x1000, 24));
-    }
-
-    #[test]
-    fn a_16_bit_stack_wraps() {
-        let flat = Segment::flat_data(0x69);
-        assert_eq!(push(&flat, 4, 12), 0xffff_fff8);
-        let narrow = Segment { attributes: flat.attributes & !0x4000, ..flat };
-        assert_eq!(push(&narrow, 0x1234_0004, 12), 0x1234_fff8);
-    }
 }

@@ -7,15 +7,16 @@
 //! `machine.rs` ends the guest before anything else happens.
 
 use crate::clock::Clock;
-use crate::control_registers::ControlRegisters;
 use crate::dma::BoundArrays;
 use crate::interrupts_and_traps::{Gates, Interrupts, TrapStack};
 use crate::kill::Kill;
 use crate::page_tables::{Refused, Walk};
-use crate::segments::{Place, Segments, fix_up};
+use crate::segments::{Place, Segments, raise};
+use crate::shadow::Shadow;
 use crate::shared_data::SharedData;
 use crate::trace::{Event, Tracer};
 use lguest_abi::traps::FIRST_IRQ;
+use lguest_processor::SystemRegisters;
 use lguest_switcher::GuestMemory;
 use lguest_switcher::address::{GuestPhys, GuestVirt, PAGE_SIZE};
 use lguest_switcher::environment::{Access, Environment, Mapping, PageFault};
@@ -28,11 +29,10 @@ pub(crate) struct Guest {
     pub(crate) page_offset: u32,
     /// Told to the guest, which makes its network address from it.
     pub(crate) id: u16,
-    /// The current page directory.
-    pub(crate) root: GuestPhys,
     /// `None` before LGUEST_INIT.
     pub(crate) shared: Option<SharedData>,
-    pub(crate) control: ControlRegisters,
+    pub(crate) registers: SystemRegisters,
+    pub(crate) shadow: Shadow,
     pub(crate) segments: Segments,
     pub(crate) gates: Gates,
     pub(crate) stack: TrapStack,
@@ -48,16 +48,17 @@ impl Guest {
     pub(crate) fn new(
         memory: Arc<GuestMemory>,
         page_offset: u32,
-        root: GuestPhys,
+        registers: SystemRegisters,
+        shadow: Shadow,
         id: u16,
     ) -> Self {
         Self {
             memory,
             page_offset,
             id,
-            root: root.page(),
             shared: None,
-            control: ControlRegisters::new(),
+            registers,
+            shadow,
             segments: Segments::new(),
             gates: Gates::new(),
             stack: TrapStack::default(),
@@ -88,7 +89,11 @@ impl Guest {
 
     /// The current page tables.
     pub(crate) fn walk(&self) -> Walk<'_> {
-        Walk { memory: &self.memory, root: self.root, write_protect: self.control.write_protect() }
+        Walk {
+            memory: &self.memory,
+            root: self.root(),
+            write_protect: self.registers.write_protect(),
+        }
     }
 
     /// Interrupts are enabled: bit 9 if so, as eflags has IF. Before LGUEST_INIT they count as enabled.
@@ -156,6 +161,21 @@ impl Guest {
     }
 }
 
+impl Guest {
+    /// Sets the accessed bit of the descriptor at `at`.
+    fn mark_in_table(&mut self, at: GuestVirt) -> Result<(), PageFault> {
+        const ACCESS_BYTE: u32 = 5;
+        let at = at.wrapping_add(ACCESS_BYTE);
+        let mapping = self.translate(at, Access::Write, false)?;
+        let phys = mapping.phys.wrapping_add(at.0.wrapping_sub(mapping.virt.0));
+        let mut access = [0];
+        if self.memory.read(phys, &mut access).is_ok() {
+            let _ = self.memory.write(phys, &[access[0] | 1]);
+        }
+        Ok(())
+    }
+}
+
 impl Environment for Guest {
     fn translate(
         &mut self,
@@ -172,13 +192,18 @@ impl Environment for Guest {
         })
     }
 
-    fn descriptor(&mut self, selector: u16) -> Option<u64> {
-        match self.segments.find(selector) {
+    fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, PageFault> {
+        Ok(match self.segments.find(selector, &self.registers) {
             Place::Known(descriptor) => Some(descriptor),
-            Place::Memory(at) => {
-                self.read_table(at).ok().map(|bytes| fix_up(u64::from_le_bytes(bytes)))
-            }
+            Place::Memory(at) => Some(raise(u64::from_le_bytes(self.read_table(at)?))),
             Place::Nowhere => None,
+        })
+    }
+
+    fn mark_accessed(&mut self, selector: u16) -> Result<(), PageFault> {
+        match self.segments.find(selector, &self.registers) {
+            Place::Memory(at) => self.mark_in_table(at),
+            Place::Known(_) | Place::Nowhere => Ok(()),
         }
     }
 }

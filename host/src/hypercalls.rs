@@ -10,16 +10,15 @@ use crate::devices::{DeviceIo, Devices};
 use crate::dma::{Sections, check_key, set_used_len};
 use crate::kill::Kill;
 use crate::machine::{End, Machine, Sleep};
-use crate::page_tables::RESERVED;
 use crate::shared_data::{INTERRUPT_BYTES, SharedData};
 use crate::trace::Event;
-use lguest_abi::Phys;
 use lguest_abi::hypercall::{
     CRASH_MESSAGE_KEPT, CRASH_MESSAGE_READ, FlushScope, Hypercall, POWER_OFF_MESSAGE, number,
 };
 use lguest_abi::lguest_data::HCALL_RING_SIZE;
 use lguest_abi::segments::{GDT_ENTRIES, KERNEL_LEVEL, TLS_ENTRIES};
-use lguest_switcher::{Access, Gpr, GuestPhys, GuestVirt, PAGE_SIZE, View};
+use lguest_processor::TableRegister;
+use lguest_switcher::{Gpr, GuestPhys, GuestVirt};
 
 /// Pages of stack that can be pinned.
 const MOST_STACK_PAGES: u32 = 2;
@@ -81,11 +80,15 @@ impl Machine {
             Hypercall::LguestInit { data } => self.initialize(GuestPhys(data.0))?,
             Hypercall::Crash { message } => return Err(self.crash(GuestPhys(message.0))?),
             Hypercall::LoadGdt { table, entries } => self.load_gdt(GuestPhys(table.0), entries)?,
-            Hypercall::NewPgtable { directory } => self.new_page_table(directory)?,
-            Hypercall::FlushTlb { scope: FlushScope::User } => {
-                self.shadow.flush_user(&mut self.vcpu, &self.guest.memory);
+            Hypercall::NewPgtable { directory } => {
+                self.guest.switch_root(&mut self.vcpu, GuestPhys(directory.0))?;
             }
-            Hypercall::FlushTlb { scope: FlushScope::All } => self.flush_all()?,
+            Hypercall::FlushTlb { scope: FlushScope::User } => {
+                self.guest.shadow.flush_user(&mut self.vcpu, &self.guest.memory);
+            }
+            Hypercall::FlushTlb { scope: FlushScope::All } => {
+                self.guest.flush_all(&mut self.vcpu)?
+            }
             Hypercall::LoadIdtEntry { vector, low, high } => {
                 self.guest.gates.load(vector, low, high)?
             }
@@ -103,12 +106,19 @@ impl Machine {
                 self.send_dma(GuestPhys(key.0), GuestPhys(dma.0), devices)?
             }
             Hypercall::SetPte { directory, address, value } => {
-                let (root, address) = (self.page_directory(directory)?, GuestVirt(address.0));
-                self.shadow.set_pte(&mut self.vcpu, &self.guest.memory, root, address, value)?;
+                let root = self.guest.page_directory(GuestPhys(directory.0))?;
+                let address = GuestVirt(address.0);
+                self.guest.shadow.set_pte(
+                    &mut self.vcpu,
+                    &self.guest.memory,
+                    root,
+                    address,
+                    value,
+                )?;
             }
             Hypercall::SetPmd { directory, index } => {
-                let root = self.page_directory(directory)?;
-                self.shadow.set_pmd(&mut self.vcpu, &self.guest.memory, root, index);
+                let root = self.guest.page_directory(GuestPhys(directory.0))?;
+                self.guest.shadow.set_pmd(&mut self.vcpu, &self.guest.memory, root, index);
             }
             Hypercall::LoadTls { descriptors, .. } => self.load_tls(GuestPhys(descriptors.0))?,
         }
@@ -124,7 +134,7 @@ impl Machine {
         let watched = GuestVirt(shared.interrupt_words().0.wrapping_add(self.guest.page_offset));
         self.vcpu.set_watch(Some((watched, INTERRUPT_BYTES)));
         self.guest.shared = Some(shared);
-        self.flush_all()
+        self.guest.flush_all(&mut self.vcpu)
     }
 
     /// CRASH: how the guest ends, in its own words.
@@ -146,7 +156,9 @@ impl Machine {
         let copy = &mut copy[..entries as usize];
         self.read_descriptors("GDT", table, copy)?;
         let base = GuestVirt(table.0.wrapping_add(self.guest.page_offset));
-        self.guest.segments.load_gdt(base, copy);
+        self.guest.segments.load_gdt(copy);
+        let limit = (entries * 8).saturating_sub(1);
+        self.guest.registers.gdt = TableRegister { base, limit };
         Ok(())
     }
 
@@ -173,29 +185,6 @@ impl Machine {
         Ok(())
     }
 
-    /// A page directory that the guest named: the page, found to be memory.
-    fn page_directory(&self, named: Phys) -> Result<GuestPhys, Kill> {
-        let root = GuestPhys(named.0).page();
-        self.guest.check_range("page directory", root, PAGE_SIZE)?;
-        Ok(root)
-    }
-
-    /// NEW_PGTABLE, and a `mov` to cr3: switches to another page directory.
-    pub(crate) fn new_page_table(&mut self, directory: Phys) -> Result<(), Kill> {
-        let root = self.page_directory(directory)?;
-        let old = std::mem::replace(&mut self.guest.root, root);
-        if self.shadow.switch(&mut self.vcpu, &self.guest.memory, old, root) {
-            self.pin_stack()?;
-        }
-        Ok(())
-    }
-
-    /// FLUSH_TLB of everything.
-    pub(crate) fn flush_all(&mut self) -> Result<(), Kill> {
-        self.shadow.flush_all(&mut self.vcpu, &self.guest.memory);
-        self.pin_stack()
-    }
-
     /// SET_STACK: the stack for traps from user mode.
     fn set_stack(&mut self, segment: u32, esp: u32, pages: u32) -> Result<(), Kill> {
         if segment & 3 != u32::from(KERNEL_LEVEL) {
@@ -206,27 +195,7 @@ impl Machine {
         }
         let stack = &mut self.guest.stack;
         (stack.segment, stack.esp, stack.pages) = (segment as u16, esp, pages);
-        self.pin_stack()
-    }
-
-    /// Makes the pages of the trap stack present and writable: the one that holds esp, and the one below.
-    fn pin_stack(&mut self) -> Result<(), Kill> {
-        let stack = self.guest.stack;
-        for page in 0..stack.pages {
-            let address = GuestVirt(stack.esp.wrapping_sub(page * PAGE_SIZE));
-            if address.0 >= RESERVED {
-                return Err(Kill::ReservedAddress { what: "the trap stack", address });
-            }
-            let mapping = self.guest.walk().access(address, Access::Write, false);
-            let mapping =
-                mapping.map_err(|refused| refused.kill_or(Kill::BadStackPage { address }))?;
-            let kernel = address.0 >= self.guest.page_offset;
-            let shown = self.vcpu.mapped(View::Kernel, address.page());
-            if kernel && shown.is_none_or(|shown| !shown.writable) {
-                self.vcpu.map(View::Kernel, mapping);
-            }
-        }
-        Ok(())
+        self.guest.pin_stack(&mut self.vcpu)
     }
 
     /// SEND_DMA: to the launcher, since every key is private memory so far.

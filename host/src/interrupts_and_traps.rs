@@ -6,8 +6,8 @@
 //! what devices said: which interrupts are pending.
 
 use crate::kill::Kill;
-use crate::segments::TableRegister;
 use lguest_abi::traps::{FIRST_IRQ, GATE_INTERRUPT, GATE_TRAP, IRQS, SYSCALL, is_settable};
+use lguest_processor::TableRegister;
 use lguest_switcher::address::GuestVirt;
 
 /// Vectors with a place of their own: the traps and the interrupts.
@@ -50,8 +50,6 @@ impl Gate {
 pub(crate) struct Gates {
     low: [Option<Gate>; LOW_VECTORS],
     system_call: Option<Gate>,
-    /// What `sidt` shows.
-    pub(crate) register: TableRegister,
     /// The table in memory counts, since the guest loaded it by `lidt`.
     in_memory: bool,
 }
@@ -59,12 +57,7 @@ pub(crate) struct Gates {
 impl Gates {
     /// No handlers yet.
     pub(crate) fn new() -> Self {
-        Self {
-            low: [None; LOW_VECTORS],
-            system_call: None,
-            register: TableRegister { base: GuestVirt(0), limit: 256 * 8 - 1 },
-            in_memory: false,
-        }
+        Self { low: [None; LOW_VECTORS], system_call: None, in_memory: false }
     }
 
     /// LOAD_IDT_ENTRY. What the guest sets for a vector that isn't its own is ignored, whatever it is.
@@ -83,14 +76,13 @@ impl Gates {
     }
 
     /// `lidt`: from now on the table in memory counts.
-    pub(crate) fn use_table_in_memory(&mut self, table: TableRegister) {
-        self.register = table;
+    pub(crate) fn use_table_in_memory(&mut self) {
         self.in_memory = true;
     }
 
     /// Where the entry for `vector` is in memory, when that is what counts.
-    pub(crate) fn place(&self, vector: u8) -> Option<Option<GuestVirt>> {
-        self.in_memory.then(|| self.register.entry(u32::from(vector)))
+    pub(crate) fn place(&self, vector: u8, table: &TableRegister) -> Option<Option<GuestVirt>> {
+        self.in_memory.then(|| table.entry(u32::from(vector)))
     }
 
     /// There is a handler for `vector`, or (in memory) there may be one.

@@ -8,10 +8,10 @@
 //! - [`machine`]: one guest, and the loop it runs in;
 //! - `hypercalls`, `shared_data`: what it asks for, and the memory where it asks;
 //! - `interrupts_and_traps`, `delivery`: how it is told what happened;
-//! - `page_tables`, `shadow`: what its addresses mean, and what is remembered of that;
-//! - `segments`, `descriptor_tables`: its descriptor tables;
+//! - `page_tables`, `shadow`, `address_spaces`: what its addresses mean, and what is remembered of that;
+//! - `segments`: its descriptor tables;
 //! - `clock`, `halt`: its time, and its sleep;
-//! - `privileged`, `control_registers`, `port_io`, `cpuid`: instructions that only kernels use;
+//! - `privileged`, `cpuid`: instructions that only kernels use, as this processor has them;
 //! - [`dma`], [`devices`]: how data gets in and out;
 //! - [`kill`]: all the ways to end it; [`trace`]: how to watch it.
 //!
@@ -20,11 +20,10 @@
 
 #![forbid(unsafe_code)]
 
+mod address_spaces;
 mod clock;
-mod control_registers;
 mod cpuid;
 mod delivery;
-mod descriptor_tables;
 pub mod devices;
 pub mod dma;
 mod guest;
@@ -34,7 +33,6 @@ mod interrupts_and_traps;
 pub mod kill;
 pub mod machine;
 mod page_tables;
-mod port_io;
 mod privileged;
 mod segments;
 mod shadow;

@@ -17,6 +17,7 @@ use crate::guest::Guest;
 use crate::interrupts_and_traps::Gate;
 use crate::kill::Kill;
 use crate::page_tables::adopt_linear_map;
+use crate::privileged::first_registers;
 use crate::shadow::Shadow;
 use crate::trace::Tracer;
 use lguest_abi::hypercall;
@@ -78,7 +79,6 @@ pub(crate) enum Sleep {
 pub struct Machine {
     pub(crate) vcpu: Vcpu,
     pub(crate) guest: Guest,
-    pub(crate) shadow: Shadow,
     pub(crate) sleep: Sleep,
     /// `sti` keeps interrupts away for one more instruction: the one at this address.
     pub(crate) interrupt_shadow: Option<u32>,
@@ -110,9 +110,9 @@ impl Machine {
             vcpu.map(View::Kernel, run);
         }
         let shadow = Shadow::new(&vcpu, root, kernel_start);
-        let guest = Guest::new(memory, page_offset, root, guest_id);
+        let guest = Guest::new(memory, page_offset, first_registers(root), shadow, guest_id);
         let (sleep, interrupt_shadow, watching) = (Sleep::Awake, None, false);
-        Ok(Self { vcpu, guest, shadow, sleep, interrupt_shadow, watching })
+        Ok(Self { vcpu, guest, sleep, interrupt_shadow, watching })
     }
 
     /// A handle by which any thread can make the guest come out, so that
@@ -158,10 +158,12 @@ impl Machine {
         self.guest.verdict()?;
         self.serve_ring(devices)?;
         match exit {
-            Exit::SoftwareInterrupt(hypercall::VECTOR) if self.in_kernel() => {
+            Exit::SoftwareInterrupt { vector: hypercall::VECTOR, .. } if self.in_kernel() => {
                 self.direct_hypercall(devices)
             }
-            Exit::SoftwareInterrupt(vector) => Ok(self.software_interrupt(vector, 2)?),
+            Exit::SoftwareInterrupt { vector, length } => {
+                Ok(self.software_interrupt(vector, length)?)
+            }
             Exit::Exception(exception) => Ok(self.trap(exception)?),
             Exit::Privileged(instruction) => Ok(self.privileged(&instruction)?),
             Exit::Kicked => self.attend(devices),
@@ -201,7 +203,8 @@ impl Machine {
     /// usual form of it; for other forms the alarm rings, a little later.
     fn deliver_interrupt(&mut self) -> Result<bool, Kill> {
         let now = self.deliverable(false)?;
-        let shadowed = self.interrupt_shadow == Some(self.vcpu.cpu.eip());
+        let shadowed =
+            self.interrupt_shadow == Some(self.vcpu.cpu.eip()) || self.vcpu.holds_interrupts();
         if let Some((irq, gate)) = now
             && !shadowed
         {

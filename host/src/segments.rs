@@ -12,6 +12,7 @@ use lguest_abi::segments::{
     FLAT_KERNEL_CODE, FLAT_KERNEL_DATA, GDT_ENTRIES, KERNEL_CODE_ENTRY, KERNEL_DATA_ENTRY,
     RESERVED_ENTRIES, TLS_FIRST,
 };
+use lguest_processor::{SystemRegisters, TableRegister};
 use lguest_switcher::address::GuestVirt;
 
 /// Code or data, not a system descriptor (bit 44, S).
@@ -25,29 +26,12 @@ const ACCESSED: u64 = 1 << 40;
 /// Selector bit 2: the LDT.
 const TABLE_INDICATOR: u16 = 4;
 
-/// A table register as `lgdt` and `sgdt` have it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct TableRegister {
-    /// Where the table starts.
-    pub(crate) base: GuestVirt,
-    /// Offset of its last byte.
-    pub(crate) limit: u32,
-}
-
-impl TableRegister {
-    /// Address of the eight bytes of entry `index`, if the table reaches so far.
-    pub(crate) fn entry(&self, index: u32) -> Option<GuestVirt> {
-        let offset = index.checked_mul(8)?;
-        (offset + 7 <= self.limit).then(|| self.base.wrapping_add(offset))
-    }
-}
-
 /// Where a descriptor is to be found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Place {
     /// It is this, fixed up already.
     Known(u64),
-    /// In the guest's memory, to be fixed up when read.
+    /// In the guest's memory, to be raised when read.
     Memory(GuestVirt),
     /// Beyond the table.
     Nowhere,
@@ -57,14 +41,8 @@ pub(crate) enum Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Segments {
     gdt: [u64; GDT_ENTRIES as usize],
-    /// What `sgdt` shows.
-    pub(crate) gdt_register: TableRegister,
     /// The table in memory counts, since the guest loaded it by `lgdt`.
     in_memory: bool,
-    /// What `lldt` loaded, with its selector; a null selector is no table.
-    pub(crate) ldt: (u16, TableRegister),
-    /// What `ltr` loaded, with its selector.
-    pub(crate) task: (u16, TableRegister),
 }
 
 impl Segments {
@@ -73,20 +51,12 @@ impl Segments {
         let mut gdt = [0; GDT_ENTRIES as usize];
         gdt[KERNEL_CODE_ENTRY as usize] = FLAT_KERNEL_CODE;
         gdt[KERNEL_DATA_ENTRY as usize] = FLAT_KERNEL_DATA;
-        Self {
-            gdt,
-            gdt_register: TableRegister { base: GuestVirt(0), limit: GDT_ENTRIES * 8 - 1 },
-            in_memory: false,
-            ldt: (0, TableRegister::default()),
-            task: (0, TableRegister::default()),
-        }
+        Self { gdt, in_memory: false }
     }
 
-    /// LOAD_GDT: takes over the entries of a table that lies at `base`.
-    pub(crate) fn load_gdt(&mut self, base: GuestVirt, entries: &[u64]) {
+    /// LOAD_GDT: takes over the entries of a table.
+    pub(crate) fn load_gdt(&mut self, entries: &[u64]) {
         self.set_entries(0, entries);
-        self.gdt_register =
-            TableRegister { base, limit: (entries.len() as u32 * 8).saturating_sub(1) };
         self.in_memory = false;
     }
 
@@ -104,42 +74,45 @@ impl Segments {
     }
 
     /// `lgdt`: from now on the table in memory counts.
-    pub(crate) fn use_table_in_memory(&mut self, table: TableRegister) {
-        self.gdt_register = table;
+    pub(crate) fn use_table_in_memory(&mut self) {
         self.in_memory = true;
     }
 
-    /// Address of the GDT entry that `selector` names, if the table is in the guest's memory.
-    pub(crate) fn in_memory_entry(&self, selector: u16) -> Option<GuestVirt> {
-        if !self.in_memory {
-            return None;
-        }
-        self.gdt_register.entry(u32::from(selector >> 3))
+    /// The table in memory is what counts.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// Where the descriptor that `selector` names is.
-    pub(crate) fn find(&self, selector: u16) -> Place {
+    pub(crate) fn find(&self, selector: u16, registers: &SystemRegisters) -> Place {
         let index = u32::from(selector >> 3);
         let in_table =
             |table: &TableRegister| table.entry(index).map_or(Place::Nowhere, Place::Memory);
         if selector & TABLE_INDICATOR != 0 {
-            return if self.ldt.0 & !3 == 0 { Place::Nowhere } else { in_table(&self.ldt.1) };
+            let ldt = &registers.ldt;
+            return if ldt.is_null() { Place::Nowhere } else { in_table(&ldt.table) };
         }
         if self.in_memory {
-            return in_table(&self.gdt_register);
+            return in_table(&registers.gdt);
         }
         self.gdt.get(index as usize).map_or(Place::Nowhere, |entry| Place::Known(*entry))
     }
 }
 
-/// A descriptor as the guest's level 1 needs it: code and data of level 0 become level 1, and
-/// count as accessed. Anything else stays what it is, and faults when it is loaded as a segment.
-pub(crate) const fn fix_up(descriptor: u64) -> u64 {
-    if descriptor & CODE_OR_DATA == 0 {
-        return descriptor;
+/// A descriptor as the guest's level 1 needs it: code and data of level 0 become level 1. Anything
+/// else stays what it is, and faults when it is loaded as a segment.
+pub(crate) const fn raise(descriptor: u64) -> u64 {
+    if descriptor & (CODE_OR_DATA | LEVEL) == CODE_OR_DATA {
+        descriptor | LEVEL_1
+    } else {
+        descriptor
     }
-    let raised = if descriptor & LEVEL == 0 { descriptor | LEVEL_1 } else { descriptor };
-    raised | ACCESSED
+}
+
+/// The same, for a table that was handed over: there is none whose accessed bits the guest could look at, so all are set.
+const fn fix_up(descriptor: u64) -> u64 {
+    let accessed = if descriptor & CODE_OR_DATA == 0 { 0 } else { ACCESSED };
+    raise(descriptor) | accessed
 }
 
 #[cfg(test)]
@@ -166,17 +139,18 @@ mod tests {
 
     #[test]
     fn the_hosts_own_entries_are_ignored() {
-        let mut segments = Segments::new();
-        segments.load_gdt(GuestVirt(0), &[FLAT_KERNEL_DATA; GDT_ENTRIES as usize]);
+        let (mut segments, registers) = (Segments::new(), SystemRegisters::new(0, 0));
+        segments.load_gdt(&[FLAT_KERNEL_DATA; GDT_ENTRIES as usize]);
         for index in RESERVED_ENTRIES {
-            assert_eq!(segments.find(index as u16 * 8), Place::Known(0));
+            assert_eq!(segments.find(index as u16 * 8, &registers), Place::Known(0));
         }
-        assert_eq!(segments.find(9 * 8), Place::Known(FLAT_KERNEL_DATA));
-        assert_eq!(segments.find(32 * 8), Place::Nowhere);
+        assert_eq!(segments.find(9 * 8, &registers), Place::Known(FLAT_KERNEL_DATA));
+        assert_eq!(segments.find(32 * 8, &registers), Place::Nowhere);
     }
 
     #[test]
     fn without_an_ldt_its_selectors_name_nothing() {
-        assert_eq!(Segments::new().find(0x0f), Place::Nowhere);
+        let registers = SystemRegisters::new(0, 0);
+        assert_eq!(Segments::new().find(0x0f, &registers), Place::Nowhere);
     }
 }

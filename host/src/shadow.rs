@@ -53,15 +53,15 @@ impl Shadow {
         slot_of(address) >= self.kernel_slot
     }
 
-    /// NEW_PGTABLE: makes `root` current, coming from `old`. Says whether it wasn't known before.
+    /// NEW_PGTABLE: makes `root` current. Says whether it wasn't known before.
     pub(crate) fn switch(
         &mut self,
         vcpu: &mut Vcpu,
         memory: &GuestMemory,
-        old: GuestPhys,
         root: GuestPhys,
     ) -> bool {
         self.switches += 1;
+        let old = self.spaces[self.current].root;
         let known = self.spaces.iter().position(|space| space.root == root);
         let index = match known {
             Some(index) => index,

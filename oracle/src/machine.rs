@@ -102,8 +102,8 @@ impl Environment for Pages {
         Ok(one(offset as u32 & !(PAGE - 1), region.writable))
     }
 
-    fn descriptor(&mut self, selector: u16) -> Option<u64> {
-        World::descriptor(selector)
+    fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, PageFault> {
+        Ok(World::descriptor(selector))
     }
 }
 
@@ -210,7 +210,7 @@ impl Machine {
                 error: exception.error.unwrap_or(0),
                 address: exception.address.0,
             }),
-            Exit::SoftwareInterrupt(number) => Stop::Interrupt(number),
+            Exit::SoftwareInterrupt { vector, .. } => Stop::Interrupt(vector),
             Exit::Privileged(instruction) => Stop::Privileged(instruction),
             Exit::Unsupported(instruction) => Stop::Unsupported(instruction),
             Exit::Kicked => Stop::End(End::Endless),

@@ -39,7 +39,7 @@ fn null_exit() -> Duration {
     });
     best(ROUNDS, || {
         for _ in 0..ROUNDS {
-            assert_eq!(guest.run(), Exit::SoftwareInterrupt(0x1f));
+            assert_eq!(guest.run(), Exit::SoftwareInterrupt { vector: 0x1f, length: 2 });
         }
     })
 }
@@ -59,7 +59,7 @@ fn looped(
     });
     best(rounds, || {
         guest.start_user(USER);
-        assert_eq!(guest.run(), Exit::SoftwareInterrupt(END));
+        assert_eq!(guest.run(), Exit::SoftwareInterrupt { vector: END, length: 2 });
     })
 }
 

@@ -62,5 +62,19 @@ pub trait Environment {
 
     /// The raw descriptor that `selector` names in the GDT or LDT; `None` when it lies beyond the
     /// table. Never called for a null selector.
-    fn descriptor(&mut self, selector: u16) -> Option<u64>;
+    ///
+    /// # Errors
+    /// The page fault of reading the table, at level 0.
+    fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, PageFault>;
+
+    /// The descriptor that `selector` names, found by [`descriptor`](Self::descriptor) a moment ago with its accessed bit clear,
+    /// is being loaded into a segment register: sets that bit in the table (SDM volume 3, section "Code- and
+    /// Data-Segment Descriptor Types"). An embedder whose descriptors are always marked has nothing to do.
+    ///
+    /// # Errors
+    /// The page fault of writing to the table, at level 0.
+    fn mark_accessed(&mut self, selector: u16) -> Result<(), PageFault> {
+        let _ = selector;
+        Ok(())
+    }
 }

@@ -5,8 +5,8 @@ use iced_x86::Instruction;
 
 /// A processor exception that guest code raised.
 ///
-/// For a fault, eip is at the instruction and nothing of it has happened; for a trap (#DB, #BP,
-/// #OF) eip is behind it (SDM volume 3, section "Exception Classifications").
+/// For a fault, eip is at the instruction and nothing of it has happened; for a trap (#DB) eip is
+/// behind it (SDM volume 3, section "Exception Classifications").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exception {
     /// Vector 0..=31.
@@ -65,9 +65,14 @@ impl From<crate::environment::PageFault> for Exception {
 /// Why [`Vcpu::run`](crate::Vcpu::run) came back. The guest's state is exact in every case.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Exit {
-    /// `int n` (not int3 or into, which are exceptions 3 and 4). eip is behind the instruction,
-    /// which is two bytes long (plus prefixes).
-    SoftwareInterrupt(u8),
+    /// `int n`; `int3`, with vector 3; or `into` with OF set, with vector 4. eip is behind the
+    /// instruction, which is `length` bytes long, 1 to 15: a gate that doesn't allow it faults at its start.
+    SoftwareInterrupt {
+        /// Vector 0..=255.
+        vector: u8,
+        /// Bytes of the instruction.
+        length: u8,
+    },
     /// Guest code raised an exception.
     Exception(Exception),
     /// An instruction whose meaning is the embedder's business: cli, sti, pushf, popf, iret, in, out, ins, outs,

@@ -126,6 +126,8 @@ pub struct Vcpu {
     bounce: Option<Bounce>,
     /// [`GuestMemory::code_writes`] when it was last looked at.
     seen_writes: u64,
+    /// Where the instruction behind a load of ss is, while that was the last one.
+    new_stack_at: Option<u32>,
     /// The last page fault of this run, and how often it was repeated at once.
     last_fault: Option<Fault>,
     repeats: u32,
@@ -209,6 +211,7 @@ impl Vcpu {
             bounce: None,
             seen_writes: parts.memory.code_writes().wrapping_sub(1),
             memory: parts.memory,
+            new_stack_at: None,
             last_fault: None,
             repeats: 0,
             watch: parts.watch,
@@ -359,6 +362,20 @@ impl Vcpu {
         self.bus(env, user).copy_in(at, from)
     }
 
+    /// Asks whether [`write_virt`](Self::write_virt) of `len` bytes would succeed.
+    ///
+    /// # Errors
+    /// The page fault that it would meet.
+    pub fn check_write(
+        &mut self,
+        env: &mut dyn Environment,
+        at: GuestVirt,
+        len: u32,
+        user: bool,
+    ) -> Result<(), PageFault> {
+        self.bus(env, user).probe(at, len as usize)
+    }
+
     /// The linear address of `instruction`'s memory operand of `len` bytes, checked against its segment.
     ///
     /// # Errors
@@ -396,6 +413,13 @@ impl Vcpu {
         let user = self.cpu.cpl() == 3;
         let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
         emulate::iret(&mut self.cpu, &mut bus, size)
+    }
+
+    /// The last instruction was a `mov` or `pop` to ss: no interrupt may be delivered before the next one has been
+    /// executed (SDM volume 3, section "Masking Exceptions and Interrupts When Switching Stacks").
+    #[must_use]
+    pub fn holds_interrupts(&self) -> bool {
+        self.new_stack_at == Some(self.cpu.eip())
     }
 
     /// Watches `range` (first address, bytes) for stores by absolute operand: see

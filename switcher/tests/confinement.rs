@@ -270,6 +270,6 @@ proptest! {
         let Exit::Exception(exception) = guest.run() else { panic!("mapped by nobody") };
         prop_assert_eq!((exception.vector, exception.address.0), (14, address));
         guest.provide(page * PAGE_SIZE, 1, true);
-        prop_assert_eq!(guest.run(), Exit::SoftwareInterrupt(END));
+        prop_assert_eq!(guest.run(), Exit::SoftwareInterrupt { vector: END, length: 2 });
     }
 }

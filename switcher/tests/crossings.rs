@@ -82,8 +82,8 @@ fn the_fpu_and_sse_state_survives_every_kind_of_crossing() {
             let exit = guest.run();
             rust_computes();
             let skip = match exit {
-                Exit::SoftwareInterrupt(END) => break,
-                Exit::SoftwareInterrupt(_) => 0,
+                Exit::SoftwareInterrupt { vector: END, .. } => break,
+                Exit::SoftwareInterrupt { .. } => 0,
                 Exit::Exception(exception) if exception.vector == 6 => 2,
                 Exit::Privileged(instruction) => {
                     if instruction.mnemonic() == iced_x86::Mnemonic::Pushfd {
@@ -167,7 +167,7 @@ fn several_processors_share_a_thread() {
     }
     for _ in 0..50 {
         for guest in &mut guests {
-            assert_eq!(guest.run(), Exit::SoftwareInterrupt(0x1f));
+            assert_eq!(guest.run(), Exit::SoftwareInterrupt { vector: 0x1f, length: 2 });
         }
     }
     for (i, guest) in guests.iter_mut().enumerate() {
@@ -187,7 +187,7 @@ fn a_parked_processor_goes_on_in_another_thread() {
             a.fstp(qword_ptr(DATA))?;
             a.inc(eax)
         });
-        assert_eq!(guest.run(), Exit::SoftwareInterrupt(0x1f));
+        assert_eq!(guest.run(), Exit::SoftwareInterrupt { vector: 0x1f, length: 2 });
         guest
     };
     let kicker = vcpu.kicker();
@@ -199,7 +199,7 @@ fn a_parked_processor_goes_on_in_another_thread() {
         assert_eq!(vcpu.run(&mut tables), Exit::Kicked);
         vcpu.set_alarm(Some(std::time::Duration::from_micros(1)));
         vcpu.wait(None);
-        assert_eq!(vcpu.run(&mut tables), Exit::SoftwareInterrupt(END));
+        assert_eq!(vcpu.run(&mut tables), Exit::SoftwareInterrupt { vector: END, length: 2 });
         vcpu.cpu.gpr(Gpr::Eax)
     });
     assert_eq!(other.join().unwrap(), 6);

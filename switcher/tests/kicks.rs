@@ -96,7 +96,7 @@ fn run_through(guest: &mut Guest) -> u32 {
     loop {
         match guest.run() {
             Exit::Kicked => kicks += 1,
-            Exit::SoftwareInterrupt(END) => return kicks,
+            Exit::SoftwareInterrupt { vector: END, .. } => return kicks,
             other => panic!("{other:?} at {:#x} after {kicks} kicks", guest.vcpu.cpu.eip()),
         }
         assert_eq!(guest.vcpu.cpu.eflags() & 0x100, 0, "TF is the guest's own");
@@ -139,7 +139,7 @@ fn alarms_at_a_high_rate_change_nothing() {
         match guest.run() {
             Exit::Kicked => kicks += 1,
             exit => {
-                assert_eq!(exit, Exit::SoftwareInterrupt(END));
+                assert_eq!(exit, Exit::SoftwareInterrupt { vector: END, length: 2 });
                 break;
             }
         }
@@ -238,4 +238,28 @@ fn a_kick_is_noticed_though_another_signal_was_quicker() {
         answered.store(true, Ordering::SeqCst);
         other.join().unwrap();
     }
+}
+
+#[test]
+fn a_new_stack_segment_holds_interrupts_for_one_instruction() {
+    let mut guest = Guest::user(|a| {
+        let mut again = a.create_label();
+        a.mov(eax, ss)?;
+        a.set_label(&mut again)?;
+        a.mov(ss, eax)?;
+        a.mov(ecx, ecx)?;
+        a.inc(edx)?;
+        a.jmp(again)
+    });
+    // Behind two bytes of `mov eax, ss` and two of `mov ss, eax`.
+    const BEHIND: u32 = USER + 4;
+    let mut seen = [0, 0];
+    for nanoseconds in (0..40_000).step_by(20) {
+        guest.vcpu.set_alarm(Some(Duration::from_nanos(nanoseconds)));
+        assert_eq!(guest.run(), Exit::Kicked);
+        let held = guest.vcpu.holds_interrupts();
+        assert_eq!(held, guest.vcpu.cpu.eip() == BEHIND, "at {:#x}", guest.vcpu.cpu.eip());
+        seen[usize::from(held)] += 1;
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
 }

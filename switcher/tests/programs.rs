@@ -134,10 +134,9 @@ fn instructions_that_run_over_a_page_follow_both_pages() {
 #[test]
 fn exceptions_tell_what_the_manual_says() {
     type Program = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
-    let cases: [(Program, Exception, u32); 8] = [
+    let cases: [(Program, Exception, u32); 7] = [
         (|a| a.div(ecx), Exception::DIVIDE, 0),
         (|a| a.ud2(), Exception::INVALID_OPCODE, 0),
-        (|a| a.int3(), Exception::plain(3), 1),
         (|a| a.mov(eax, dword_ptr(8)), page_fault(8, 4), 0),
         (|a| a.mov(dword_ptr(8), eax), page_fault(8, 6), 0),
         (|a| a.movaps(xmm0, ptr(DATA + 4)), Exception::protection(0), 0),

@@ -53,7 +53,7 @@ fn what_64_bit_mode_dropped() {
 }
 
 #[test]
-fn bounds_fault_and_overflow_traps() {
+fn bounds_fault_and_overflow_interrupts() {
     let mut machine = Machine::new(3, |a| {
         a.mov(al, 0x7f)?;
         a.inc(al)?;
@@ -62,7 +62,7 @@ fn bounds_fault_and_overflow_traps() {
         a.bound(edx, dword_ptr(0x3010))
     });
     machine.store(0x3010, &[0, 0, 0, 0, 3, 0, 0, 0]);
-    assert_eq!(machine.run(), Exit::Exception(Exception::plain(4)));
+    assert_eq!(machine.run(), Exit::SoftwareInterrupt { vector: 4, length: 1 });
     assert_eq!(machine.vcpu.cpu.eip(), START + 5);
     assert_eq!(machine.run(), Exit::Exception(Exception::plain(5)));
     assert_eq!(machine.vcpu.cpu.eip(), START + 10);

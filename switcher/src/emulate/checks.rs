@@ -1,11 +1,11 @@
 //! Instructions that look and judge: array bounds, overflow, and what a selector would allow.
 
 use super::operands::{operand_size, read_operand, read_part, write_operand};
-use super::segments::{fetch, is_null, may_see};
+use super::segments::{is_null, may_see};
 use super::{Bus, flags, next_eip, registers};
 use crate::cpu::{Cpu, Segment};
 use crate::exit::Exception;
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 /// #BR, bound range exceeded.
 const BOUND_RANGE: Exception = Exception::plain(5);
@@ -23,13 +23,13 @@ pub(super) fn trap<T>(
     Err(Exception::plain(vector))
 }
 
-/// `into`: #OF if OF is set.
-pub(super) fn into(cpu: &mut Cpu, instruction: &Instruction) -> Result<(), Exception> {
-    if flags::is_set(cpu, flags::OF) {
-        return trap(cpu, instruction, 4);
+/// The vector of a software interrupt: of `int3`, and of `into` if OF is set.
+pub(super) fn interrupt(cpu: &Cpu, instruction: &Instruction) -> Option<u8> {
+    match instruction.mnemonic() {
+        Mnemonic::Int3 => Some(3),
+        Mnemonic::Into if flags::is_set(cpu, flags::OF) => Some(4),
+        _ => None,
     }
-    cpu.set_eip(next_eip(cpu, instruction));
-    Ok(())
 }
 
 /// `bound`: #BR unless the signed index lies between the two bounds in memory, both included.
@@ -91,7 +91,8 @@ pub(super) fn load_access_rights(
 ) -> Result<(), Exception> {
     // 16- and 32-bit TSS (available, busy), LDT, call gates and the task gate.
     const SYSTEM_TYPES: u16 = 0b0001_1010_0011_1110;
-    let visible = visible_descriptor(cpu, bus, instruction, SYSTEM_TYPES)?;
+    let selector = read_operand(cpu, bus, instruction, 1, 2)? as u16;
+    let visible = visible_descriptor(cpu, bus, selector, SYSTEM_TYPES)?;
     let result = visible.map(|(descriptor, _)| (descriptor >> 32) as u32 & 0x00ff_ff00);
     report(cpu, instruction, result);
     Ok(())
@@ -105,7 +106,8 @@ pub(super) fn load_limit(
 ) -> Result<(), Exception> {
     // 16- and 32-bit TSS (available, busy) and LDT.
     const SYSTEM_TYPES: u16 = 0b0000_1010_0000_1110;
-    let visible = visible_descriptor(cpu, bus, instruction, SYSTEM_TYPES)?;
+    let selector = read_operand(cpu, bus, instruction, 1, 2)? as u16;
+    let visible = visible_descriptor(cpu, bus, selector, SYSTEM_TYPES)?;
     report(cpu, instruction, visible.map(|(_, segment)| segment.limit));
     Ok(())
 }
@@ -118,28 +120,26 @@ pub(super) fn verify(
     write: bool,
 ) -> Result<(), Exception> {
     let selector = read_operand(cpu, bus, instruction, 0, 2)? as u16;
-    let allowed = fetch(bus, selector).is_ok_and(|segment| {
-        let right_type = if write { segment.is_writable() } else { segment.is_readable() };
-        right_type && may_see(cpu, &segment)
+    let allowed = visible_descriptor(cpu, bus, selector, 0)?.is_some_and(|(_, segment)| {
+        if write { segment.is_writable() } else { segment.is_readable() }
     });
     flags::change(cpu, flags::ZF, flags::when(allowed, flags::ZF));
     Ok(())
 }
 
-/// The descriptor that the second operand's selector names, raw and as a segment; `None` when it
-/// doesn't exist, is of an inner level, or is a system descriptor whose type isn't among those in
-/// the bit set `system_types`.
+/// The descriptor that `selector` names, raw and as a segment; `None` when it doesn't exist, is of an
+/// inner level, or is a system descriptor whose type isn't among those in the bit set
+/// `system_types`.
 fn visible_descriptor(
     cpu: &Cpu,
     bus: &mut dyn Bus,
-    instruction: &Instruction,
+    selector: u16,
     system_types: u16,
 ) -> Result<Option<(u64, Segment)>, Exception> {
-    let selector = read_operand(cpu, bus, instruction, 1, 2)? as u16;
     if is_null(selector) {
         return Ok(None);
     }
-    let Some(descriptor) = bus.descriptor(selector) else {
+    let Some(descriptor) = bus.descriptor(selector)? else {
         return Ok(None);
     };
     let segment = Segment::from_descriptor(selector, descriptor);
@@ -160,6 +160,7 @@ fn report(cpu: &mut Cpu, instruction: &Instruction, result: Option<u32>) {
 mod tests {
     use super::*;
     use crate::cpu::{Gpr, SegmentRegister};
+    use crate::emulate::Outcome;
     use crate::emulate::testing::{
         assert_done, assert_fault, cpu_at, memory, page_fault, run, selector as s,
     };
@@ -191,8 +192,8 @@ mod tests {
         assert_done(&mut cpu, &mut memory, &[0xce]);
         assert_eq!(cpu.eip(), 0x1001);
         cpu.set_eflags(flags::OF);
-        assert_eq!(run(&mut cpu, &mut memory, &[0xce]), Err(Exception::plain(4)));
-        assert_eq!(run(&mut cpu, &mut memory, &[0xcc]), Err(Exception::plain(3)));
+        assert_eq!(run(&mut cpu, &mut memory, &[0xce]), Ok(Outcome::Interrupt(4)));
+        assert_eq!(run(&mut cpu, &mut memory, &[0xcc]), Ok(Outcome::Interrupt(3)));
         assert_eq!(run(&mut cpu, &mut memory, &[0xf1]), Err(Exception::plain(1)));
         assert_eq!(cpu.eip(), 0x1004);
     }

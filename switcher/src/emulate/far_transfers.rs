@@ -73,7 +73,7 @@ fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, 
     if !is_present(&code) {
         return Err(Exception::not_present(selector));
     }
-    Ok(accessed(Segment { selector: selector & !3 | u16::from(level), ..code }))
+    accessed(bus, Segment { selector: selector & !3 | u16::from(level), ..code })
 }
 
 #[cfg(test)]

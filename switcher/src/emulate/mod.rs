@@ -67,7 +67,16 @@ pub(crate) trait Bus {
     fn check_write(&mut self, at: GuestVirt, len: u32) -> Result<(), Exception>;
 
     /// The raw descriptor of a selector that isn't null; `None` beyond its table.
-    fn descriptor(&mut self, selector: u16) -> Option<u64>;
+    ///
+    /// # Errors
+    /// The page fault of reading the table.
+    fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, Exception>;
+
+    /// Sets the accessed bit of the descriptor in its table.
+    ///
+    /// # Errors
+    /// The page fault of writing to the table.
+    fn mark_accessed(&mut self, selector: u16) -> Result<(), Exception>;
 }
 
 /// How [`emulate`] ended when no exception was raised.
@@ -77,6 +86,9 @@ pub(crate) enum Outcome {
     Done,
     /// The embedder's business; nothing has changed.
     Privileged,
+    /// `into` with OF set, or `int3`: the embedder looks for this vector's gate. eip is at the next
+    /// instruction.
+    Interrupt(u8),
     /// Not an instruction this folder knows; nothing has changed.
     Unsupported,
     /// A repeated string instruction made progress and isn't finished. eip is still at it: emulate
@@ -88,7 +100,7 @@ pub(crate) enum Outcome {
 ///
 /// # Errors
 /// The exception that the guest gets. A fault has changed nothing (a string instruction stands
-/// after its last whole step); for the traps of `into`, `int3` and `int1` eip has moved on.
+/// after its last whole step); for the trap of `int1` eip has moved on.
 pub(crate) fn emulate(
     cpu: &mut Cpu,
     bus: &mut dyn Bus,
@@ -99,6 +111,10 @@ pub(crate) fn emulate(
     }
     if is_privileged(instruction.mnemonic()) || moves_control_register(instruction) {
         return Ok(Outcome::Privileged);
+    }
+    if let Some(vector) = checks::interrupt(cpu, instruction) {
+        cpu.set_eip(next_eip(cpu, instruction));
+        return Ok(Outcome::Interrupt(vector));
     }
     if transfer(cpu, bus, instruction)? {
         return Ok(Outcome::Done);
@@ -136,8 +152,6 @@ fn transfer(
         Mnemonic::Call => branches::call(cpu, bus, instruction)?,
         Mnemonic::Ret => branches::ret(cpu, bus, instruction)?,
         Mnemonic::Retf => returns::far_return(cpu, bus, instruction)?,
-        Mnemonic::Into => checks::into(cpu, instruction)?,
-        Mnemonic::Int3 => return checks::trap(cpu, instruction, 3),
         Mnemonic::Int1 => return checks::trap(cpu, instruction, 1),
         Mnemonic::INVALID | Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => {
             return Err(Exception::INVALID_OPCODE);
@@ -173,6 +187,8 @@ fn straight(
         M::Popa | M::Popad => stack::pop_all(cpu, bus, instruction)?,
         M::Enter => stack::enter(cpu, bus, instruction)?,
         M::Leave => stack::leave(cpu, bus, instruction)?,
+        // With OF clear.
+        M::Into => {}
         M::Bound => checks::bound(cpu, bus, instruction)?,
         M::Arpl => checks::adjust_rpl(cpu, bus, instruction)?,
         M::Lar => checks::load_access_rights(cpu, bus, instruction)?,

@@ -122,7 +122,7 @@ fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, 
     if !is_present(&code) {
         return Err(Exception::not_present(selector));
     }
-    Ok(accessed(code))
+    accessed(bus, code)
 }
 
 /// Makes the return happen.

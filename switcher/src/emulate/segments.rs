@@ -4,9 +4,8 @@
 //! checks it against the current privilege level, and remembers it (SDM volume 3, sections
 //! "Segment Registers" and "Privilege Level Checking When Accessing Data Segments").
 //!
-//! The processor also marks the descriptor as accessed, in the table. The tables belong to the
-//! embedder, who hands out descriptors marked so; here the remembered copy is marked. After a load
-//! of ss the processor holds interrupts back for one instruction: that's the embedder's as well.
+//! The processor also marks the descriptor as accessed: in the table, which belongs to the embedder, and
+//! in what it remembers. After a load of ss it holds interrupts back for one instruction: see `vcpu/run.rs`.
 
 use super::Bus;
 use super::operands::{operand_size, read_far_pointer, read_operand, write_operand};
@@ -55,7 +54,7 @@ pub(super) fn fetch(bus: &mut dyn Bus, selector: u16) -> Result<Segment, Excepti
     if is_null(selector) {
         return Err(Exception::protection(0));
     }
-    let descriptor = bus.descriptor(selector).ok_or(Exception::protection(selector))?;
+    let descriptor = bus.descriptor(selector)?.ok_or(Exception::protection(selector))?;
     Ok(Segment::from_descriptor(selector, descriptor))
 }
 
@@ -69,10 +68,17 @@ pub(super) const fn is_conforming(segment: &Segment) -> bool {
     segment.attributes & 0x1c == 0x1c
 }
 
-/// The segment with the accessed bit set.
-pub(super) const fn accessed(mut segment: Segment) -> Segment {
-    segment.attributes |= 1;
-    segment
+/// The segment with the accessed bit set, here and in its table: the last thing that is done before
+/// it's loaded.
+///
+/// # Errors
+/// The page fault of writing to the table.
+pub(super) fn accessed(bus: &mut dyn Bus, mut segment: Segment) -> Result<Segment, Exception> {
+    if segment.attributes & 1 == 0 {
+        bus.mark_accessed(segment.selector)?;
+        segment.attributes |= 1;
+    }
+    Ok(segment)
 }
 
 /// What is loaded into a segment register for `selector`, all checks made.
@@ -107,7 +113,7 @@ pub(super) fn examine_stack(
     if !is_present(&segment) {
         return Err(Exception::stack(selector));
     }
-    Ok(accessed(segment))
+    accessed(bus, segment)
 }
 
 /// A segment for ds, es, fs or gs: readable, and not of an inner level unless conforming code.
@@ -119,7 +125,7 @@ fn examine_data(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, 
     if !is_present(&segment) {
         return Err(Exception::not_present(selector));
     }
-    Ok(accessed(segment))
+    accessed(bus, segment)
 }
 
 /// Whether the current level and the selector's both reach the segment's.
@@ -295,12 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn a_load_marks_the_remembered_descriptor_accessed() {
+    fn a_load_marks_the_descriptor_accessed() {
         let (mut cpu, mut memory) = (cpu_at(0), memory());
         memory.describe(s::DATA_3, 0x00cf_f200_0000_ffff);
         cpu.set_gpr(Gpr::Eax, s::DATA_3.into());
         assert_done(&mut cpu, &mut memory, MOV_DS_AX);
         assert_eq!(cpu.segment(SegmentRegister::Ds).attributes, 0xc0f3);
+        assert_eq!(memory.descriptor(s::DATA_3), Ok(Some(0x00cf_f300_0000_ffff)));
     }
 
     #[test]

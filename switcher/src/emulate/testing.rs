@@ -106,8 +106,15 @@ impl Bus for Memory {
         self.check(at.0, len, true)
     }
 
-    fn descriptor(&mut self, selector: u16) -> Option<u64> {
-        self.table.get(usize::from(selector / 8)).copied()
+    fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, Exception> {
+        Ok(self.table.get(usize::from(selector / 8)).copied())
+    }
+
+    fn mark_accessed(&mut self, selector: u16) -> Result<(), Exception> {
+        if let Some(descriptor) = self.table.get_mut(usize::from(selector / 8)) {
+            *descriptor |= 1 << 40;
+        }
+        Ok(())
     }
 }
 

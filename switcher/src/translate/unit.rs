@@ -113,11 +113,8 @@ impl<'r> Translator<'r> {
             Way::Counted => self.counted(instruction),
             Way::String => self.string(instruction, route),
             Way::Emulated | Way::EmulatedTransfer => self.emulated(instruction),
-            Way::Breakpoint => self.exception(instruction.next_ip32(), BREAKPOINT),
-            Way::Interrupt => {
-                let number = u32::from(instruction.immediate8());
-                exit_with(&mut self.hot, Reason::Interrupt, instruction.next_ip32(), number);
-            }
+            Way::Breakpoint => self.interrupt(instruction, BREAKPOINT),
+            Way::Interrupt => self.interrupt(instruction, instruction.immediate8().into()),
             Way::Undefined if is_too_long(instruction, self.bytes_at(instruction)) => {
                 self.exception(instruction.ip32(), PROTECTION);
             }
@@ -129,6 +126,12 @@ impl<'r> Translator<'r> {
     fn bytes_at(&self, instruction: &Instruction) -> &'r [u8] {
         let at = instruction.ip32().wrapping_sub(self.request.eip) as usize;
         self.request.bytes.get(at..).unwrap_or_default()
+    }
+
+    /// A software interrupt: beside the vector, the instruction's length is told.
+    fn interrupt(&mut self, instruction: &Instruction, vector: u32) {
+        let detail = vector | (instruction.len() as u32) << 8;
+        exit_with(&mut self.hot, Reason::Interrupt, instruction.next_ip32(), detail);
     }
 
     fn exception(&mut self, eip: u32, detail: u32) {

@@ -69,7 +69,7 @@ impl GuestBus<'_> {
     }
 
     /// Whether `len` bytes at `at` can be written.
-    fn probe(&mut self, at: GuestVirt, len: usize) -> Result<(), PageFault> {
+    pub(super) fn probe(&mut self, at: GuestVirt, len: usize) -> Result<(), PageFault> {
         let (mut at, mut left) = (at, len);
         while left > 0 {
             self.locate(at, true)?;
@@ -99,7 +99,11 @@ impl Bus for GuestBus<'_> {
         Ok(self.probe(at, len as usize)?)
     }
 
-    fn descriptor(&mut self, selector: u16) -> Option<u64> {
-        self.env.descriptor(selector)
+    fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, Exception> {
+        Ok(self.env.descriptor(selector)?)
+    }
+
+    fn mark_accessed(&mut self, selector: u16) -> Result<(), Exception> {
+        Ok(self.env.mark_accessed(selector)?)
     }
 }

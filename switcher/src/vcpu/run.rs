@@ -72,9 +72,12 @@ impl Vcpu {
             at,
         );
         let detail = frame.detail;
+        if reason != Reason::Kicked {
+            self.new_stack_at = None;
+        }
         // ANCHOR: advance
         match reason {
-            Reason::Interrupt => Err(Exit::SoftwareInterrupt(detail as u8)),
+            Reason::Interrupt => Err(software_interrupt(detail as u8, detail >> 8)),
             Reason::Sensitive => self.emulate_here(env),
             Reason::Fault => self.host_fault(env),
             Reason::Bounce => self.bounce_in(env),
@@ -150,6 +153,9 @@ impl Vcpu {
         match outcome {
             Outcome::Privileged => return Err(Exit::Privileged(instruction)),
             Outcome::Unsupported => return Err(Exit::Unsupported(instruction)),
+            Outcome::Interrupt(vector) => {
+                return Err(software_interrupt(vector, instruction.len() as u32));
+            }
             Outcome::Done | Outcome::Again => {}
         }
         self.statistics.emulated += 1;
@@ -157,6 +163,7 @@ impl Vcpu {
         // Exceptions and Interrupts When Switching Stacks").
         let new_stack = matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
             && instruction.op0_register() == Register::SS;
+        self.new_stack_at = new_stack.then_some(self.cpu.eip());
         if new_stack && self.assumptions.step {
             self.enter_world();
             return Ok(Resume::Eip);
@@ -172,6 +179,10 @@ impl Vcpu {
         self.enter_world();
         Ok(Resume::Eip)
     }
+}
+
+fn software_interrupt(vector: u8, length: u32) -> Exit {
+    Exit::SoftwareInterrupt { vector, length: length as u8 }
 }
 
 /// An exception that the translator decided on, as [`Reason::Exception`] describes it.

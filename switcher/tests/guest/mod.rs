@@ -74,8 +74,8 @@ impl Environment for Tables {
         Ok(Mapping { virt, phys, pages, writable: page.writable, user: page.user })
     }
 
-    fn descriptor(&mut self, selector: u16) -> Option<u64> {
-        self.descriptors.get(usize::from(selector / 8)).copied()
+    fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, PageFault> {
+        Ok(self.descriptors.get(usize::from(selector / 8)).copied())
     }
 }
 
@@ -199,7 +199,7 @@ impl Guest {
     pub(crate) fn finish(&mut self) {
         let exit = self.run();
         let eip = self.vcpu.cpu.eip();
-        assert_eq!(exit, Exit::SoftwareInterrupt(END), "at {eip:#x}");
+        assert_eq!(exit, Exit::SoftwareInterrupt { vector: END, length: 2 }, "at {eip:#x}");
     }
 
     /// Runs the program up to an exception.

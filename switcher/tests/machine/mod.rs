@@ -52,8 +52,8 @@ impl Environment for World {
         Ok(Mapping { virt, phys, pages: 1, writable: true, user: true })
     }
 
-    fn descriptor(&mut self, selector: u16) -> Option<u64> {
-        self.descriptors.get(usize::from(selector / 8)).copied()
+    fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, PageFault> {
+        Ok(self.descriptors.get(usize::from(selector / 8)).copied())
     }
 }
 
@@ -97,7 +97,7 @@ impl Machine {
     pub(crate) fn finish(&mut self) {
         let exit = self.run();
         let eip = self.vcpu.cpu.eip();
-        assert_eq!(exit, Exit::SoftwareInterrupt(END), "at {eip:#x}");
+        assert_eq!(exit, Exit::SoftwareInterrupt { vector: END, length: 2 }, "at {eip:#x}");
     }
 
     pub(crate) fn gpr(&self, register: Gpr) -> u32 {
