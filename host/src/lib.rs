@@ -11,7 +11,7 @@
 //! - `page_tables`, `shadow`, `address_spaces`: what its addresses mean, and what is remembered of that;
 //! - `segments`: its descriptor tables;
 //! - `clock`, `halt`: its time, and its sleep;
-//! - `privileged`, `cpuid`: instructions that only kernels use, as this processor has them;
+//! - `privileged`: instructions that only kernels use, as this processor has them;
 //! - [`dma`], [`devices`]: how data gets in and out;
 //! - [`kill`]: all the ways to end it; [`trace`]: how to watch it.
 //!
@@ -22,7 +22,6 @@
 
 mod address_spaces;
 mod clock;
-mod cpuid;
 mod delivery;
 pub mod devices;
 pub mod dma;

@@ -12,7 +12,6 @@
 //! - there is no hardware behind ports: reading gives all ones, as from an empty bus;
 //! - it never leaves protected mode, nor switches paging off: that ends the guest.
 
-use crate::cpuid::cpuid;
 use crate::guest::Guest;
 use crate::kill::Kill;
 use crate::machine::{Machine, Sleep};
@@ -20,6 +19,7 @@ use crate::trace::Event;
 use iced_x86::{FastFormatter, Instruction};
 use lguest_abi::segments::KERNEL_LEVEL;
 use lguest_abi::traps::DEBUG;
+use lguest_processor::cpuid::cpuid;
 use lguest_processor::registers::{cr0, cr4};
 use lguest_processor::{Effect, PagingChange, System, SystemRegisters, Table, execute};
 use lguest_switcher::cpu::{IF, TF};

@@ -17,7 +17,8 @@ const HIGHEST_EXTENDED: u32 = 0x8000_0004;
 const FIRST_EXTENDED: u32 = 0x8000_0000;
 
 /// What `cpuid` gives for `leaf`.
-pub(crate) fn cpuid(leaf: u32) -> CpuidResult {
+#[must_use]
+pub fn cpuid(leaf: u32) -> CpuidResult {
     const NOTHING: CpuidResult = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
     match leaf {
         0 => CpuidResult { eax: HIGHEST, ..__cpuid(0) },

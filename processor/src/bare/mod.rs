@@ -1,0 +1,160 @@
+//! A whole processor, as bare as on a PC: its tables lie in memory, its kernel runs at level 0.
+//!
+//! What is around it, a [`Board`] says. 16-bit code, virtual-8086 mode and hardware tasks aren't there: see
+//! `docs/switcher/limits.md`.
+//!
+//! - `system`: the tables in memory, as the processor reads them;
+//! - `gates`, `delivery`: how exceptions and interrupts reach their handlers.
+
+mod delivery;
+mod gates;
+mod system;
+
+use crate::instructions::{Effect, execute};
+use crate::registers::{SystemRegisters, cr0, dr6};
+use delivery::{Event, Source};
+use iced_x86::Instruction;
+use lguest_switcher::cpu::{IF, TF};
+use lguest_switcher::{
+    Config, Exception, Exit, GuestMemory, GuestVirt, SegmentRegister, SetupError, Vcpu,
+};
+use std::sync::Arc;
+pub use system::{BareSystem, Board};
+
+/// #DB.
+const DEBUG: u8 = 1;
+
+/// A processor and its board.
+pub struct Bare<B> {
+    /// The half that runs code.
+    pub vcpu: Vcpu,
+    /// The other half.
+    pub system: BareSystem<B>,
+    /// `hlt` was executed, and nothing has happened since.
+    halted: bool,
+    /// `sti` holds interrupts back until the instruction at this address has been executed.
+    shadow: Option<u32>,
+}
+
+/// Why a processor stopped.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Stop {
+    /// It waits for an interrupt; there is none, or they are disabled.
+    Halted,
+    /// Somebody called [`Kicker::kick`](lguest_switcher::Kicker::kick), or the alarm rang.
+    Kicked,
+    /// An exception could not be delivered, nor could the double fault: shutdown, as after reset.
+    Shutdown {
+        /// What could not be delivered at last.
+        exception: Exception,
+    },
+    /// An instruction that the Switcher can't run. eip is at it.
+    Unsupported(Instruction),
+}
+
+impl<B: Board> Bare<B> {
+    /// A processor on `memory` in protected mode at level 0, with flat segments, without paging and interrupts, everything
+    /// else as after reset; eip is 0.
+    ///
+    /// # Errors
+    /// What this machine lacks to run one.
+    pub fn new(memory: Arc<GuestMemory>, board: B) -> Result<Self, SetupError> {
+        let config = Config { kernel_start: GuestVirt(0), ..Config::default() };
+        let vcpu = Vcpu::new(Arc::clone(&memory), config)?;
+        let registers = SystemRegisters::new(cr0::PE | cr0::ET, system::CR4_OFFERED);
+        let system = BareSystem { memory, registers, board };
+        Ok(Self { vcpu, system, halted: false, shadow: None })
+    }
+
+    /// Runs until something happens that somebody else must know.
+    pub fn run(&mut self) -> Stop {
+        loop {
+            if let Some(stop) = self.turn(false) {
+                return stop;
+            }
+        }
+    }
+
+    /// Executes one instruction, or delivers an interrupt that is due. What the instruction raises is delivered too.
+    pub fn step(&mut self) -> Option<Stop> {
+        self.turn(true)
+    }
+
+    /// Lets guest code run until it leaves once, at the latest after one instruction if `once`.
+    fn turn(&mut self, once: bool) -> Option<Stop> {
+        if self.interrupts_allowed()
+            && let Some(vector) = self.system.board.interrupt()
+        {
+            self.halted = false;
+            let event = Event { vector, error: None, source: Source::External };
+            return self.delivered(event);
+        }
+        if self.halted {
+            return Some(Stop::Halted);
+        }
+        let shadowed = self.shadow.is_some() || self.vcpu.holds_interrupts();
+        let step = once || shadowed && self.system.board.is_interrupting();
+        let flags = self.vcpu.cpu.eflags();
+        if step {
+            self.vcpu.cpu.set_eflags(flags | TF);
+        }
+        let exit = self.vcpu.run(&mut self.system);
+        let own_step = step && flags & TF == 0;
+        if own_step {
+            self.vcpu.cpu.set_eflags(self.vcpu.cpu.eflags() & !TF);
+        }
+        if exit != Exit::Kicked {
+            self.shadow = None;
+        }
+        match exit {
+            Exit::Exception(exception) if own_step && exception.vector == DEBUG => None,
+            Exit::Exception(exception) => self.raise(exception),
+            Exit::SoftwareInterrupt { vector, length } => {
+                let source = Source::Software { length };
+                self.delivered(Event { vector, error: None, source })
+            }
+            Exit::Privileged(instruction) => self.privileged(&instruction),
+            Exit::Kicked => Some(Stop::Kicked),
+            Exit::Watched => None,
+            Exit::Unsupported(instruction) => Some(Stop::Unsupported(instruction)),
+        }
+    }
+
+    /// Interrupts are enabled, and no instruction holds them back.
+    fn interrupts_allowed(&self) -> bool {
+        let shadowed = self.shadow == Some(self.vcpu.cpu.eip()) || self.vcpu.holds_interrupts();
+        self.vcpu.cpu.eflags() & IF != 0 && !shadowed
+    }
+
+    /// eip is at a privileged instruction.
+    fn privileged(&mut self, instruction: &Instruction) -> Option<Stop> {
+        let stepping = self.vcpu.cpu.eflags() & TF != 0;
+        match execute(&mut self.vcpu, &mut self.system, instruction) {
+            Ok(Effect::None) => {}
+            Ok(Effect::Halt) => self.halted = true,
+            Ok(Effect::Shadow) => self.shadow = Some(self.vcpu.cpu.eip()),
+            Err(exception) => return self.raise(exception),
+        }
+        if stepping { self.raise(Exception::plain(DEBUG)) } else { None }
+    }
+
+    fn raise(&mut self, exception: Exception) -> Option<Stop> {
+        self.delivered(Event::from(exception))
+    }
+
+    fn delivered(&mut self, event: Event) -> Option<Stop> {
+        self.deliver(event).err().map(|exception| Stop::Shutdown { exception })
+    }
+
+    /// The address of the instruction at eip.
+    #[must_use]
+    pub fn linear_eip(&self) -> GuestVirt {
+        let cpu = &self.vcpu.cpu;
+        GuestVirt(cpu.segment(SegmentRegister::Cs).base.wrapping_add(cpu.eip()))
+    }
+
+    /// #DB for a single step.
+    fn note_debug(&mut self) {
+        self.system.registers.note_debug_exception(dr6::BS);
+    }
+}
