@@ -72,10 +72,38 @@ struct CodeMark {
     version: AtomicU32,
 }
 
+/// How often translated lines have been written to, and in which frame the last time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CodeWrites {
+    count: u32,
+    frame: u32,
+}
+
+impl CodeWrites {
+    /// The frame of the only write since `seen`; `None` when there were others.
+    pub(crate) fn only_since(self, seen: Self) -> Option<u32> {
+        (self.count == seen.count.wrapping_add(1)).then_some(self.frame)
+    }
+
+    /// A moment before these writes, with an unknown number of them since.
+    pub(crate) fn long_before(self) -> Self {
+        Self { count: self.count.wrapping_sub(2), ..self }
+    }
+
+    fn from_bits(bits: u64) -> Self {
+        Self { count: (bits >> 32) as u32, frame: bits as u32 }
+    }
+
+    fn bits(self) -> u64 {
+        u64::from(self.count) << 32 | u64::from(self.frame)
+    }
+}
+
 /// The guest's physical memory. Shared by reference between virtual CPUs and devices.
 pub struct GuestMemory {
     ranges: Vec<Range>,
     marks: Vec<CodeMark>,
+    /// [`CodeWrites::bits`]: one word, so that count and frame belong together.
     code_writes: AtomicU64,
 }
 
@@ -285,25 +313,40 @@ impl GuestMemory {
         self.marks.get(frame as usize).map_or(0, |mark| mark.version.load(Ordering::Acquire))
     }
 
-    /// How often any translated line has been written to: one look tells that nothing changed.
-    pub(crate) fn code_writes(&self) -> u64 {
-        self.code_writes.load(Ordering::Acquire)
+    /// The writes to translated lines: one look tells that nothing changed.
+    pub(crate) fn code_writes(&self) -> CodeWrites {
+        CodeWrites::from_bits(self.code_writes.load(Ordering::Acquire))
     }
 
     /// Drops the marks of a frame whose code has been thrown away, as if it had been written to:
-    /// another virtual CPU may still hold code of it. Says whether that counts as a write.
-    pub(crate) fn unmark_code(&self, frame: u32) -> bool {
-        let mark = self.marks.get(frame as usize);
-        mark.is_some_and(|mark| mark.note(u32::MAX, &self.code_writes))
+    /// another virtual CPU may still hold code of it. Gives the writes up to and with this one, if it counts.
+    pub(crate) fn unmark_code(&self, frame: u32) -> Option<CodeWrites> {
+        self.note_lines(frame, u32::MAX)
+    }
+
+    /// Notes a write to the lines in `mask`: whatever was translated from them is stale. Gives the writes up to
+    /// and with this one, if anything was.
+    fn note_lines(&self, frame: u32, mask: u32) -> Option<CodeWrites> {
+        let mark = self.marks.get(frame as usize)?;
+        if mark.lines.load(Ordering::Acquire) & mask == 0 {
+            return None;
+        }
+        mark.lines.store(0, Ordering::Release);
+        mark.version.fetch_add(1, Ordering::AcqRel);
+        let next = |bits| {
+            let count = CodeWrites::from_bits(bits).count.wrapping_add(1);
+            CodeWrites { count, frame }
+        };
+        let one_more = |bits| Some(next(bits).bits());
+        let before = self.code_writes.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        before.ok().map(next)
     }
 
     fn note_write(&self, at: GuestPhys, len: usize) {
         let (mut at, mut left) = (at, len as u32);
         while left > 0 {
             let piece = left.min(PAGE_SIZE - at.offset());
-            if let Some(mark) = self.marks.get(at.page_number() as usize) {
-                mark.note(lines(at.offset(), piece), &self.code_writes);
-            }
+            self.note_lines(at.page_number(), lines(at.offset(), piece));
             at = at.wrapping_add(piece);
             left -= piece;
         }
@@ -345,20 +388,6 @@ impl GuestMemory {
         // one; lives as long as the range, hence as `self`. Rust only touches it atomically or by
         // copies on the same thread.
         Some(unsafe { AtomicU32::from_ptr(pointer.cast()) })
-    }
-}
-
-impl CodeMark {
-    /// Notes a write to the lines in `mask`: whatever was translated from them is stale. Says
-    /// whether anything was.
-    fn note(&self, mask: u32, code_writes: &AtomicU64) -> bool {
-        if self.lines.load(Ordering::Acquire) & mask == 0 {
-            return false;
-        }
-        self.lines.store(0, Ordering::Release);
-        self.version.fetch_add(1, Ordering::AcqRel);
-        code_writes.fetch_add(1, Ordering::AcqRel);
-        true
     }
 }
 
@@ -429,11 +458,27 @@ mod tests {
         let version = memory.code_version(1);
         memory.mark_code(GuestPhys(0x1080), 4);
         memory.write_u32(GuestPhys(0x107c), 1).unwrap();
-        assert_eq!((memory.code_version(1), memory.code_writes()), (version, 0));
+        assert_eq!((memory.code_version(1), memory.code_writes().count), (version, 0));
         memory.write(GuestPhys(0x107e), &[0; 4]).unwrap();
-        assert_eq!((memory.code_version(1), memory.code_writes()), (version + 1, 1));
+        let once = CodeWrites { count: 1, frame: 1 };
+        assert_eq!((memory.code_version(1), memory.code_writes()), (version + 1, once));
         memory.write_u32(GuestPhys(0x1080), 1).unwrap();
-        assert_eq!(memory.code_writes(), 1, "the mark is gone after the first write");
+        assert_eq!(memory.code_writes(), once, "the mark is gone after the first write");
+    }
+
+    #[test]
+    fn one_write_tells_its_frame_and_several_tell_none() {
+        let memory = memory();
+        let start = memory.code_writes();
+        memory.mark_code(GuestPhys(0x3000), 4);
+        memory.write_u32(GuestPhys(0x3000), 1).unwrap();
+        let once = memory.code_writes();
+        assert_eq!((once.only_since(start), once.only_since(once)), (Some(3), None));
+        memory.mark_code(GuestPhys(0x2000), 4);
+        assert_eq!(memory.unmark_code(2), Some(memory.code_writes()));
+        assert_eq!(memory.unmark_code(2), None);
+        let twice = memory.code_writes();
+        assert_eq!((twice.only_since(once), twice.only_since(start)), (Some(2), None));
     }
 
     #[test]
@@ -442,7 +487,7 @@ mod tests {
         memory.mark_code(GuestPhys(0), 4096);
         assert_eq!(memory.fetch_or_u32(GuestPhys(8), 0x20).unwrap(), 0);
         assert_eq!(memory.fetch_or_u32(GuestPhys(8), 0x20).unwrap(), 0x20);
-        assert_eq!(memory.code_writes(), 1);
+        assert_eq!(memory.code_writes().count, 1);
         assert!(memory.fetch_or_u32(GuestPhys(9), 1).is_err());
     }
 }

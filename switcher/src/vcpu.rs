@@ -32,7 +32,7 @@ use crate::execute::windows::{Slot, Windows};
 use crate::execute::{mapping_account, signal_stack, signals};
 use crate::exit::Exception;
 use crate::frame::Frame;
-use crate::memory::GuestMemory;
+use crate::memory::{CodeWrites, GuestMemory};
 use crate::translate::Assumptions;
 use bounce::Bounce;
 use code_store::{CodeSegment, CodeStore, Dropped};
@@ -43,7 +43,7 @@ use routes::Routes;
 use run::Resume;
 use spaces::Spaces;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a virtual CPU is made with.
 #[derive(Clone, Debug)]
@@ -125,7 +125,7 @@ pub struct Vcpu {
     /// The operand in the bounce buffer.
     bounce: Option<Bounce>,
     /// [`GuestMemory::code_writes`] when it was last looked at.
-    seen_writes: u64,
+    seen_writes: CodeWrites,
     /// Where the instruction behind a load of ss is, while that was the last one.
     new_stack_at: Option<u32>,
     /// The last page fault of this run, and how often it was repeated at once.
@@ -209,7 +209,7 @@ impl Vcpu {
             world_changed: true,
             picked: [0; 2],
             bounce: None,
-            seen_writes: parts.memory.code_writes().wrapping_sub(1),
+            seen_writes: parts.memory.code_writes().long_before(),
             memory: parts.memory,
             new_stack_at: None,
             last_fault: None,
@@ -451,9 +451,12 @@ impl Vcpu {
     /// Drops code whose frame has been written to through [`GuestMemory`], and says how to go on.
     #[cold]
     fn drop_written_code(&mut self, resume: Resume) -> Resume {
-        self.seen_writes = self.memory.code_writes();
-        let stale = self.code.stale_frames(|frame| self.memory.code_version(frame));
+        let now = self.memory.code_writes();
+        let only = now.only_since(self.seen_writes);
+        self.seen_writes = now;
+        let stale = self.code.stale_frames(only, |frame| self.memory.code_version(frame));
         for &frame in &stale {
+            self.routes.note_write(frame, Instant::now());
             self.drop_frame(frame);
         }
         if stale.is_empty() {
@@ -490,8 +493,11 @@ impl Vcpu {
 
     /// `frame` holds no translated code any more.
     fn release_frame(&mut self, frame: u32) {
-        if self.memory.unmark_code(frame) {
-            self.seen_writes = self.seen_writes.wrapping_add(1);
+        // Our own doing, unless somebody else has written as well.
+        if let Some(now) = self.memory.unmark_code(frame)
+            && now.only_since(self.seen_writes).is_some()
+        {
+            self.seen_writes = now;
         }
         self.spaces.windows.unprotect_frame(frame);
     }

@@ -74,6 +74,18 @@ fn a_program_may_change_its_very_next_instruction() {
 }
 
 #[test]
+fn code_that_changes_all_the_time_is_translated_in_small_pieces() {
+    const ROUNDS: u32 = 1000;
+    // What follows the program in its page, zeros, could be translated as well: each time 256 instructions.
+    let mut guest = Guest::user(patching(ROUNDS, USER + 0x801, USER + 0x800));
+    constant(&mut guest, USER + 0x800, 0);
+    guest.finish();
+    let statistics = guest.vcpu.statistics();
+    assert!(statistics.code_writes >= u64::from(ROUNDS - 1), "{statistics:?}");
+    assert!(statistics.instructions < u64::from(ROUNDS) * 64, "{statistics:?}");
+}
+
+#[test]
 fn a_device_may_write_code() {
     let mut guest = Guest::user(|a| {
         a.mov(edx, USER + 0x1000)?;

@@ -131,6 +131,7 @@ fn listing(header: &str) -> String {
         eip: options.eip,
         bytes: &bytes,
         straddles: options.straddles,
+        longest: 256,
         assumptions: options.assumptions,
         hot: HOT,
         cold: COLD,

@@ -88,6 +88,8 @@ pub(crate) struct Request<'a> {
     pub(crate) bytes: &'a [u8],
     /// The first instruction runs over the end of its page: translate it alone.
     pub(crate) straddles: bool,
+    /// Instructions to translate at most, at least 1.
+    pub(crate) longest: usize,
     pub(crate) assumptions: Assumptions,
     /// Cache offset where [`Unit::hot`] will be placed.
     pub(crate) hot: u32,

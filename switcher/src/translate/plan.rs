@@ -7,9 +7,6 @@ use super::classify::{Class, Way, classify};
 use super::{NeedsMore, Request};
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind};
 
-/// Instructions in a unit at most.
-const LONGEST: usize = 256;
-
 /// How many other instructions may stand between two FPU instructions that share one check.
 const FPU_GAP: usize = 3;
 
@@ -60,7 +57,7 @@ pub(super) struct Plan {
 /// Reads the unit that begins at the request's eip.
 pub(super) fn plan(request: &Request<'_>) -> Result<Plan, NeedsMore> {
     let single = request.straddles || request.assumptions.step;
-    let longest = if single { 1 } else { LONGEST };
+    let longest = if single { 1 } else { request.longest };
     let mut decoder = decoder(request.bytes, request.eip);
     let mut steps: Vec<Step> = Vec::with_capacity(32);
     let end = loop {

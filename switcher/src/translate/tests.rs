@@ -24,6 +24,7 @@ fn translate_at(
         eip,
         bytes,
         straddles: false,
+        longest: 256,
         assumptions,
         hot: 0x1000,
         cold: 0x2000,

@@ -180,10 +180,15 @@ impl CodeStore {
         self.frames.entry(frame).or_default().version = version;
     }
 
-    /// The frames whose version isn't what it was when they were read.
-    pub(super) fn stale_frames(&self, version: impl Fn(u32) -> u32) -> Vec<u32> {
-        let stale = self.frames.iter().filter(|&(&frame, known)| known.version != version(frame));
-        stale.map(|(&frame, _)| frame).collect()
+    /// The frames whose version isn't what it was when they were read; it's known if only one can be.
+    pub(super) fn stale_frames(&self, only: Option<u32>, version: impl Fn(u32) -> u32) -> Vec<u32> {
+        let stale = |frame: u32, known: &CodeFrame| known.version != version(frame);
+        if let Some(frame) = only {
+            let known = self.frames.get(&frame);
+            return known.filter(|known| stale(frame, known)).map(|_| frame).into_iter().collect();
+        }
+        let all = self.frames.iter().filter(|&(&frame, known)| stale(frame, known));
+        all.map(|(&frame, _)| frame).collect()
     }
 
     /// Drops all code of the virtual page `page` that was read from `frame`, and the straddlers

@@ -11,9 +11,15 @@ use crate::execute::windows::Slot;
 use crate::exit::{Exception, Exit};
 use crate::translate::{NeedsMore, Request, decoder, translate};
 use iced_x86::{DecoderError, Instruction};
+use std::time::Instant;
 
 /// The longest instruction (SDM volume 2, section "Instruction Format").
 const LONGEST: usize = 15;
+
+/// Instructions in a unit at most.
+const LONGEST_UNIT: usize = 256;
+/// The same where the code is written to all the time: most of it would be translated for nothing.
+const BRIEF_UNIT: usize = 16;
 
 /// Where the code at an eip is.
 #[derive(Clone, Copy, Debug)]
@@ -99,10 +105,13 @@ impl Vcpu {
         bytes.resize((PAGE_SIZE - at.offset()) as usize, 0);
         let _ = self.memory.read(at, &mut bytes);
         let (hot, cold) = self.code.cache.cursors();
+        let brief = self.routes.is_written_often(key.frame, Instant::now());
+        let longest = if brief { BRIEF_UNIT } else { LONGEST_UNIT };
         let unit = translate(&Request {
             eip,
             bytes: self.within_code_limit(&bytes),
             straddles: false,
+            longest,
             assumptions: key.assumptions,
             hot,
             cold,
@@ -153,6 +162,7 @@ impl Vcpu {
                 eip,
                 bytes: self.within_code_limit(&bytes),
                 straddles: true,
+                longest: 1,
                 assumptions: key.assumptions,
                 hot,
                 cold,

@@ -167,7 +167,9 @@ impl Vcpu {
         let linear = self.linear_eip();
         let own = self.fetch(env, linear)?;
         let last = self.fetch(env, linear.wrapping_add(instruction.len() as u32 - 1))?;
-        let often = self.routes.is_written_often(frame, Instant::now());
+        let now = Instant::now();
+        self.routes.note_write(frame, now);
+        let often = self.routes.is_written_often(frame, now);
         if own == frame || last == frame || often && !instruction.is_string_instruction() {
             self.learn(own, Route::Bounced, true);
         } else {

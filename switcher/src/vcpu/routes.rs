@@ -77,17 +77,26 @@ impl Routes {
         true
     }
 
-    /// Code in `frame` was written to at `now`. Says whether that happens so often that the store had
-    /// better go through Rust.
-    pub(super) fn is_written_often(&mut self, frame: u32, now: Instant) -> bool {
+    /// Code in `frame` was written to at `now`.
+    pub(super) fn note_write(&mut self, frame: u32, now: Instant) {
         if self.heat.len() >= MOST {
             self.heat.clear();
         }
-        let (last, heat) = self.heat.entry(frame).or_insert((now, 0));
+        let heat = self.heat_of(frame, now) + 1;
+        self.heat.insert(frame, (now, heat));
+    }
+
+    /// Whether code in `frame` has been written to so often that the next store had better go through Rust, and that
+    /// little of it is worth translating.
+    pub(super) fn is_written_often(&self, frame: u32, now: Instant) -> bool {
+        self.heat_of(frame, now) > TOLERANCE
+    }
+
+    /// Writes to code in `frame`, less those that time has forgiven.
+    fn heat_of(&self, frame: u32, now: Instant) -> u32 {
+        let Some((last, heat)) = self.heat.get(&frame) else { return 0 };
         let quiet = now.duration_since(*last).as_millis() / COOLING.as_millis();
-        *heat = heat.saturating_sub(u32::try_from(quiet).unwrap_or(u32::MAX)) + 1;
-        *last = now;
-        *heat > TOLERANCE
+        heat.saturating_sub(u32::try_from(quiet).unwrap_or(u32::MAX))
     }
 }
 
@@ -123,10 +132,15 @@ mod tests {
     fn only_writes_in_quick_succession_count() {
         let mut routes = Routes::default();
         let start = Instant::now();
-        let seldom = |i: u32| start + COOLING * i;
-        assert!((0..100).all(|i| !routes.is_written_often(1, seldom(i))));
-        assert!((0..TOLERANCE).all(|_| !routes.is_written_often(2, start)));
-        assert!(routes.is_written_often(2, start));
+        let mut often = |frame, now| {
+            routes.note_write(frame, now);
+            routes.is_written_often(frame, now)
+        };
+        assert!((0..100).all(|i| !often(1, start + COOLING * i)));
+        assert!((0..TOLERANCE).all(|_| !often(2, start)));
+        assert!(often(2, start));
+        assert!(!routes.is_written_often(2, start + COOLING));
+        assert!(!routes.is_written_often(3, start));
     }
 
     #[test]
