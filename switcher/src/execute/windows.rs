@@ -13,14 +13,16 @@
 //! has them, so that a store to one is noticed. For that there is a map from frames back to
 //! the pages that show them.
 
+mod places;
+
 use super::SetupError;
 use super::mapping_account as account;
 use super::reservation::{Reservation, Shape, pointer};
 use crate::address::{GuestPhys, GuestVirt, PAGE_SIZE};
 use crate::environment::Mapping;
 use crate::memory::GuestMemory;
+use places::{Places, place};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Bytes of a window.
@@ -205,8 +207,13 @@ impl Windows {
     /// No window yet. All windows of the process together get at most `limit` mappings.
     pub(crate) fn new(memory: Arc<GuestMemory>, limit: usize) -> Self {
         let frames = memory.frames() as usize;
-        let places = Places { first: vec![Places::NONE; frames], more: HashMap::new() };
-        Self { memory, windows: Vec::new(), places, code: vec![0; frames.div_ceil(64)], limit }
+        Self {
+            memory,
+            windows: Vec::new(),
+            places: Places::new(frames),
+            code: vec![0; frames.div_ceil(64)],
+            limit,
+        }
     }
 
     /// Another window, empty.
@@ -480,66 +487,6 @@ fn close(address: u64, bytes: u64) {
     // Replacing mappings by one that joins its neighbours needs at most one mapping more, which
     // the account keeps in reserve.
     assert!(done.is_ok(), "the kernel refuses to unmap a window: {done:?}");
-}
-
-/// Where a page is: its window and its number in one word.
-fn place(slot: Slot, page: u32) -> u32 {
-    u32::from(slot.0) << 20 | page
-}
-
-/// From frames back to the pages that show them. Most frames are shown once or twice.
-struct Places {
-    first: Vec<[u32; 2]>,
-    more: HashMap<u32, Vec<u32>>,
-}
-
-impl Places {
-    /// No place: the last page of the window with the highest number, which is never created.
-    const FREE: u32 = u32::MAX;
-    const NONE: [u32; 2] = [Self::FREE; 2];
-    /// Windows that fit the twelve bits left beside a page number, the last one excepted.
-    const SLOTS: usize = 4095;
-
-    fn add(&mut self, frame: u32, place: u32) {
-        let Some(first) = self.first.get_mut(frame as usize) else {
-            return;
-        };
-        match first.iter_mut().find(|there| **there == Self::FREE) {
-            Some(free) => *free = place,
-            None => self.more.entry(frame).or_default().push(place),
-        }
-    }
-
-    fn remove(&mut self, frame: u32, place: u32) {
-        let Some(first) = self.first.get_mut(frame as usize) else {
-            return;
-        };
-        if let Some(there) = first.iter_mut().find(|there| **there == place) {
-            *there = Self::FREE;
-        } else if let Some(more) = self.more.get_mut(&frame) {
-            more.retain(|&there| there != place);
-            if more.is_empty() {
-                self.more.remove(&frame);
-            }
-        }
-    }
-
-    /// The page at `place`, which showed `old`, shows `frame` now.
-    fn replace(&mut self, old: Record, frame: u32, place: u32) {
-        if old.is_known() && old.frame() == frame {
-            return;
-        }
-        if old.is_known() {
-            self.remove(old.frame(), place);
-        }
-        self.add(frame, place);
-    }
-
-    fn of(&self, frame: u32) -> Vec<u32> {
-        let first = self.first.get(frame as usize).into_iter().flatten();
-        let more = self.more.get(&frame).into_iter().flatten();
-        first.chain(more).copied().filter(|&place| place != Self::FREE).collect()
-    }
 }
 
 #[cfg(test)]
