@@ -23,6 +23,7 @@ use crate::trace::Tracer;
 use lguest_abi::hypercall;
 use lguest_abi::segments::{INITIAL_EFLAGS, KERNEL_CS, KERNEL_DS};
 use lguest_abi::traps::{DEBUG, FIRST_IRQ};
+use lguest_switcher::breakpoints::SINGLE_STEP;
 use lguest_switcher::cpu::TF;
 use lguest_switcher::{
     Config, Exception, Exit, GuestMemory, GuestPhys, GuestVirt, Kicker, Segment, SegmentRegister,
@@ -165,6 +166,7 @@ impl Machine {
                 Ok(self.software_interrupt(vector, length)?)
             }
             Exit::Exception(exception) => Ok(self.trap(exception)?),
+            Exit::Debug(_) => Ok(self.trap(Exception::plain(DEBUG))?),
             Exit::Privileged(instruction) => Ok(self.privileged(&instruction)?),
             Exit::Kicked => self.attend(devices),
             Exit::Watched => Ok(()),
@@ -225,7 +227,7 @@ impl Machine {
 
     /// Lets the guest run one instruction, the one behind `sti`.
     fn step(&mut self) -> Exit {
-        let stepped = Exit::Exception(Exception::plain(DEBUG));
+        let stepped = Exit::Debug(SINGLE_STEP);
         let flags = self.vcpu.cpu.eflags();
         self.vcpu.cpu.set_eflags(flags | TF);
         let exit = self.vcpu.run(&mut self.guest);

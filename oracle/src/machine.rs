@@ -210,6 +210,7 @@ impl Machine {
                 error: exception.error.unwrap_or(0),
                 address: exception.address.0,
             }),
+            Exit::Debug(_) => Stop::End(End::Exception { vector: 1, error: 0, address: 0 }),
             Exit::SoftwareInterrupt { vector, .. } => Stop::Interrupt(vector),
             Exit::Privileged(instruction) => Stop::Privileged(instruction),
             Exit::Unsupported(instruction) => Stop::Unsupported(instruction),

@@ -5,7 +5,7 @@
 //! change the host's. [`Cpu::eflags`] puts the two halves together.
 
 use crate::frame::{Frame, POISON, SegmentSlot};
-use crate::translate::Assumptions;
+use crate::translate::{Assumptions, Pace};
 
 /// CF, PF, AF, ZF, SF, DF and OF: the flags that translated code changes by itself.
 pub const LIVE_FLAGS: u32 = 0x0cd5;
@@ -256,7 +256,8 @@ impl Cpu {
     /// What translated code may take for granted as things stand.
     pub(crate) fn assumptions(&self) -> Assumptions {
         let flat = self.flat & NEEDED_FLAT == NEEDED_FLAT;
-        Assumptions { user: self.cpl == 3, flat, step: self.virtual_flags & TF != 0 }
+        let pace = if self.virtual_flags & TF == 0 { Pace::Free } else { Pace::Step };
+        Assumptions { user: self.cpl == 3, flat, pace }
     }
 
     /// CR0.TS or CR0.EM: while set, FPU instructions raise #NM.

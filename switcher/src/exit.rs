@@ -6,7 +6,8 @@ use iced_x86::Instruction;
 /// A processor exception that guest code raised.
 ///
 /// For a fault, eip is at the instruction and nothing of it has happened; for a trap (#DB) eip is
-/// behind it (SDM volume 3, section "Exception Classifications").
+/// behind it (SDM volume 3, section "Exception Classifications"). RF is as the handler shall find it in its
+/// frame. The only #DB among them is that of `int1`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exception {
     /// Vector 0..=31.
@@ -75,6 +76,10 @@ pub enum Exit {
     },
     /// Guest code raised an exception.
     Exception(Exception),
+    /// #DB for the reasons that these bits name, as DR6 has them: 0 to 3, the breakpoints hit (see
+    /// [`Vcpu::set_breakpoints`](crate::Vcpu::set_breakpoints)); [`SINGLE_STEP`](crate::breakpoints::SINGLE_STEP),
+    /// TF is set. For a breakpoint on an instruction eip is at that, otherwise it is a trap.
+    Debug(u32),
     /// An instruction whose meaning is the embedder's business: cli, sti, pushf, popf, iret, in, out, ins, outs,
     /// hlt, cpuid, lgdt, sgdt and kin, lldt, ltr, str, sldt, lmsw, smsw, clts, mov to and from control and debug registers,
     /// rdmsr, wrmsr, rdpmc, invlpg, wbinvd, invd, sysenter, sysexit. eip is *at* the instruction; the embedder moves it.

@@ -5,12 +5,14 @@
 //! - [`dispatch`]: from an eip to host code, translating where there is none;
 //! - [`faults`]: what host faults mean to the guest;
 //! - [`bounce`]: instructions whose operand goes through a buffer;
+//! - [`breakpoints`]: breakpoints, and the traps behind an instruction;
 //! - [`routes`]: what faults have taught;
 //! - [`code_store`], [`fetches`]: translated code, and the way to it;
 //! - [`spaces`]: the worlds of kernel and users;
 //! - [`guest_bus`]: memory for everything that Rust does in the guest's name.
 
 mod bounce;
+mod breakpoints;
 mod code_store;
 mod dispatch;
 mod faults;
@@ -132,6 +134,12 @@ pub struct Vcpu {
     last_fault: Option<Fault>,
     repeats: u32,
     watch: Option<(u32, u32)>,
+    /// The instruction at eip goes alone: see [`breakpoints`].
+    alone: bool,
+    /// The instruction at eip has a breakpoint, which counts no more.
+    looked_at: bool,
+    /// Data breakpoints hit by an instruction behind which no trap comes.
+    held: u32,
     statistics: Statistics,
     /// Reused by each translation.
     bytes: Vec<u8>,
@@ -154,6 +162,7 @@ struct Parts {
     code: CodeStore,
     routes: Routes,
     watch: Option<(u32, u32)>,
+    held: u32,
     statistics: Statistics,
     kick: Arc<Kick>,
 }
@@ -187,6 +196,7 @@ impl Vcpu {
             code: CodeStore::new(bytes)?,
             routes: Routes::default(),
             watch: None,
+            held: 0,
             statistics: Statistics::default(),
             kick: Arc::new(Kick::default()),
         };
@@ -215,6 +225,9 @@ impl Vcpu {
             last_fault: None,
             repeats: 0,
             watch: parts.watch,
+            alone: false,
+            looked_at: false,
+            held: parts.held,
             statistics: parts.statistics,
             bytes: Vec::new(),
             kick: parts.kick,
@@ -235,6 +248,7 @@ impl Vcpu {
             code: self.code,
             routes: self.routes,
             watch: self.watch,
+            held: self.held,
             statistics: self.statistics,
             kick: self.kick,
         };
@@ -400,7 +414,7 @@ impl Vcpu {
         selector: u16,
     ) -> Result<(), Exception> {
         let user = self.cpu.cpl() == 3;
-        let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+        let mut bus = GuestBus::new(env, &self.spaces, &self.memory, user);
         emulate::load_segment(&mut self.cpu, &mut bus, register, selector)
     }
 
@@ -411,7 +425,7 @@ impl Vcpu {
     /// The exception it raises.
     pub fn iret(&mut self, env: &mut dyn Environment, size: u32) -> Result<(), Exception> {
         let user = self.cpu.cpl() == 3;
-        let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+        let mut bus = GuestBus::new(env, &self.spaces, &self.memory, user);
         emulate::iret(&mut self.cpu, &mut bus, size)
     }
 
@@ -445,7 +459,7 @@ impl Vcpu {
     }
 
     fn bus<'a>(&'a self, env: &'a mut dyn Environment, user: bool) -> GuestBus<'a> {
-        GuestBus { env, spaces: &self.spaces, memory: &self.memory, user }
+        GuestBus::new(env, &self.spaces, &self.memory, user)
     }
 
     /// Drops code whose frame has been written to through [`GuestMemory`], and says how to go on.

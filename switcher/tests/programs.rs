@@ -4,6 +4,7 @@ mod guest;
 
 use guest::*;
 use iced_x86::code_asm::*;
+use lguest_switcher::breakpoints::SINGLE_STEP;
 use lguest_switcher::{
     Config, Exception, Exit, Gpr, GuestVirt, PAGE_SIZE, Segment, SegmentRegister,
 };
@@ -205,7 +206,7 @@ fn single_stepping_stops_behind_each_instruction() {
     guest.vcpu.cpu.set_eflags(0x100);
     let mut stops = Vec::new();
     for _ in 0..5 {
-        assert_eq!(guest.exception(), Exception::plain(1));
+        assert_eq!(guest.run(), Exit::Debug(SINGLE_STEP));
         stops.push(guest.vcpu.cpu.eip() - USER);
         assert_eq!(guest.vcpu.cpu.eflags() & 0x100, 0x100);
     }

@@ -107,7 +107,8 @@ impl<B: Board> Bare<B> {
             self.shadow = None;
         }
         match exit {
-            Exit::Exception(exception) if own_step && exception.vector == DEBUG => None,
+            Exit::Debug(_) if own_step => None,
+            Exit::Debug(_) => self.raise(Exception::plain(DEBUG)),
             Exit::Exception(exception) => self.raise(exception),
             Exit::SoftwareInterrupt { vector, length } => {
                 let source = Source::Software { length };

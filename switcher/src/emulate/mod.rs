@@ -66,6 +66,13 @@ pub(crate) trait Bus {
     /// The page fault that the write would raise.
     fn check_write(&mut self, at: GuestVirt, len: u32) -> Result<(), Exception>;
 
+    /// How many of `len` bytes at `at` come before the first with a breakpoint.
+    fn untouched(&self, at: GuestVirt, len: u32) -> u32;
+
+    /// Whether a byte with a breakpoint has been touched: the instruction stops behind its current
+    /// step.
+    fn is_hit(&self) -> bool;
+
     /// The raw descriptor of a selector that isn't null; `None` beyond its table.
     ///
     /// # Errors

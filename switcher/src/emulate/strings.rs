@@ -4,12 +4,13 @@
 //! are carried out in *runs*: as many as can't disturb one another and stay within a page at both
 //! ends, so that a kernel's big copies cost a few calls of the bus and not thousands. A run is
 //! exactly its steps one after the other: within a page either all of them fault or none, and a
-//! copy onto itself is cut where its own output would be its input.
+//! copy onto itself is cut where its own output would be its input. What has a breakpoint is touched by runs of one
+//! step.
 
 use super::addresses::{Direction, allows, linear};
 use super::registers::{read, write, write_low};
 use super::{Bus, Outcome, addresses, flags, next_eip};
-use crate::address::PAGE_SIZE;
+use crate::address::{GuestVirt, PAGE_SIZE};
 use crate::cpu::{Cpu, Gpr, SegmentRegister, TF};
 use crate::exit::Exception;
 use iced_x86::{Code, Instruction, OpKind, Register};
@@ -137,7 +138,7 @@ impl Strings {
         // While single-stepping each step is an instruction of its own (SDM volume 3, "Single-Step
         // Exception Condition").
         let mut left = if cpu.eflags() & TF == 0 { STEPS_PER_CALL } else { 1 };
-        while left > 0 {
+        while left > 0 && !bus.is_hit() {
             let count = self.index(cpu, Gpr::Ecx);
             if count == 0 {
                 return Ok(true);
@@ -154,7 +155,7 @@ impl Strings {
 
     /// Makes at least one step, at most `wanted` (which isn't 0). How many were made.
     fn run(&self, cpu: &mut Cpu, bus: &mut dyn Bus, wanted: u32) -> Result<u32, Exception> {
-        let wanted = self.run_length(cpu, wanted);
+        let wanted = self.run_length(cpu, bus, wanted);
         let len = ((wanted * self.size) as usize).min(RUN_BYTES);
         let mut buffer = [0; RUN_BYTES];
         let (elements, _) = buffer.split_at_mut(len);
@@ -256,7 +257,7 @@ impl Strings {
     }
 
     /// How many of `wanted` steps make a run: at least 1.
-    fn run_length(&self, cpu: &Cpu, wanted: u32) -> u32 {
+    fn run_length(&self, cpu: &Cpu, bus: &dyn Bus, wanted: u32) -> u32 {
         if wanted == 1 || flags::is_set(cpu, flags::DF) {
             return 1;
         }
@@ -264,10 +265,10 @@ impl Strings {
         let destination = self.index(cpu, Gpr::Edi);
         let mut bytes = wanted.saturating_mul(self.size).min(RUN_BYTES as u32);
         if self.operation.reads_source() {
-            bytes = bytes.min(self.room(cpu, self.source, source));
+            bytes = bytes.min(self.room(cpu, bus, self.source, source));
         }
         if self.operation.destination().is_some() {
-            bytes = bytes.min(self.room(cpu, SegmentRegister::Es, destination));
+            bytes = bytes.min(self.room(cpu, bus, SegmentRegister::Es, destination));
         }
         if self.operation == Operation::Move {
             // Two pages may be one frame: only the places within them tell whether they overlap.
@@ -282,10 +283,12 @@ impl Strings {
         if self.is_within_limits(cpu, steps * self.size) { steps } else { 1 }
     }
 
-    /// Bytes from an offset to the end of its page, or to where its index wraps.
-    fn room(&self, cpu: &Cpu, segment: SegmentRegister, offset: u32) -> u32 {
-        let to_page_end = PAGE_SIZE - self.address(cpu, segment, offset) % PAGE_SIZE;
-        to_page_end.min((self.index_mask() - offset).saturating_add(1))
+    /// Bytes from an offset to the end of its page, to where its index wraps, or to a breakpoint.
+    fn room(&self, cpu: &Cpu, bus: &dyn Bus, segment: SegmentRegister, offset: u32) -> u32 {
+        let at = self.address(cpu, segment, offset);
+        let to_page_end = PAGE_SIZE - at % PAGE_SIZE;
+        let to_wrap = (self.index_mask() - offset).saturating_add(1);
+        bus.untouched(GuestVirt(at), to_page_end.min(to_wrap))
     }
 
     /// Whether both segments allow a run of `len` bytes.

@@ -106,6 +106,14 @@ impl Bus for Memory {
         self.check(at.0, len, true)
     }
 
+    fn untouched(&self, _: GuestVirt, len: u32) -> u32 {
+        len
+    }
+
+    fn is_hit(&self) -> bool {
+        false
+    }
+
     fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, Exception> {
         Ok(self.table.get(usize::from(selector / 8)).copied())
     }

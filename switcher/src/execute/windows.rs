@@ -12,6 +12,8 @@
 //! Frames whose code has been translated are kept read-only in every window, however writable the guest
 //! has them, so that a store to one is noticed. For that there is a map from frames back to
 //! the pages that show them.
+//!
+//! Pages with data breakpoints aren't mapped in any window, or read-only.
 
 mod places;
 
@@ -19,6 +21,7 @@ use super::SetupError;
 use super::mapping_account as account;
 use super::reservation::{Reservation, Shape, pointer};
 use crate::address::{GuestPhys, GuestVirt, PAGE_SIZE};
+use crate::breakpoints::WatchedPage;
 use crate::environment::Mapping;
 use crate::memory::GuestMemory;
 use places::{Places, place};
@@ -69,7 +72,8 @@ impl Record {
         self.has(Self::MAPPED)
     }
 
-    /// Mapped read-only, although the guest may write, because the frame holds translated code.
+    /// Mapped read-only, although the guest may write, because the frame holds translated code or the
+    /// page has breakpoints on writes.
     pub(crate) fn is_protected(self) -> bool {
         self.has(Self::PROTECTED)
     }
@@ -200,6 +204,7 @@ pub(crate) struct Windows {
     places: Places,
     /// A bit for each frame that holds translated code.
     code: Vec<u64>,
+    watched: Vec<WatchedPage>,
     limit: usize,
 }
 
@@ -212,6 +217,7 @@ impl Windows {
             windows: Vec::new(),
             places: Places::new(frames),
             code: vec![0; frames.div_ceil(64)],
+            watched: Vec::new(),
             limit,
         }
     }
@@ -281,12 +287,16 @@ impl Windows {
     /// Records one page without mapping it: for code that is only executed.
     pub(crate) fn record(&mut self, slot: Slot, page: u32, mapping: &Mapping) {
         let frame = mapping.phys.page_number() + (page - mapping.virt.page_number());
-        if self.get(slot, page).is_known() || !self.is_memory(frame) {
-            return;
+        if !self.get(slot, page).is_known() && self.is_memory(frame) {
+            self.set_unmapped(slot, page, Record::new(frame, mapping.writable, mapping.user));
         }
+    }
+
+    /// Sets the record of a page that isn't mapped, and won't be.
+    fn set_unmapped(&mut self, slot: Slot, page: u32, record: Record) {
         if let Some(window) = self.windows.get_mut(slot.0 as usize).and_then(Option::as_mut) {
-            window.set(page, Record::new(frame, mapping.writable, mapping.user));
-            self.places.add(frame, place(slot, page));
+            self.places.replace(window.get(page), record.frame(), place(slot, page));
+            window.set(page, record);
         }
     }
 
@@ -297,7 +307,10 @@ impl Windows {
         while left > 0 {
             let wanted = |frame| Record::new(frame, mapping.writable, mapping.user);
             let pages = self.memory.backing(frame, left).map_or(1, |(_, _, pages)| pages);
-            if self.is_memory(frame) {
+            let pages = self.watched_alike(page, pages);
+            if self.is_hidden(page) && self.is_memory(frame) {
+                self.set_unmapped(slot, page, wanted(frame));
+            } else if self.is_memory(frame) {
                 self.map_run(slot, page, wanted(frame), pages)?;
             }
             (page, frame, left) = (page + pages, frame.wrapping_add(pages), left - pages);
@@ -318,11 +331,12 @@ impl Windows {
         };
         let (page, pages) = (page + first, last - first + 1);
         let wanted = Record(wanted.0 + (first << 12));
-        let code: Vec<u32> = (0..pages).filter(|i| self.is_code(wanted.frame() + i)).collect();
+        let stores_fault = |i: &u32| self.is_code(wanted.frame() + i) || self.is_watched(page + i);
+        let protected: Vec<u32> = (0..pages).filter(stores_fault).collect();
         let Some(window) = self.windows.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
             return Ok(());
         };
-        if account::count() + 2 + 2 * code.len() > self.limit {
+        if account::count() + 2 + 2 * protected.len() > self.limit {
             return Err(NoMapping);
         }
         let (file, offset, _) = self.memory.backing(wanted.frame(), pages).ok_or(NoMapping)?;
@@ -340,7 +354,7 @@ impl Windows {
                 window.set(page + i, Record((wanted.0 + (i << 12)) | Record::MAPPED));
             }
         });
-        for i in code {
+        for i in protected {
             self.protect(place(slot, page + i));
         }
         Ok(())
@@ -433,6 +447,49 @@ impl Windows {
         word >> (frame % 64) & 1 != 0
     }
 
+    /// From now on these are the pages with data breakpoints.
+    pub(crate) fn watch(&mut self, pages: Vec<WatchedPage>) {
+        if pages == self.watched {
+            return;
+        }
+        let before = std::mem::replace(&mut self.watched, pages);
+        let pages: Vec<u32> = before.iter().chain(&self.watched).map(|there| there.page).collect();
+        for page in pages {
+            for slot in 0..self.windows.len() as u16 {
+                self.unmap(Slot(slot), page);
+            }
+        }
+    }
+
+    /// Unmaps one page; its record stays.
+    fn unmap(&mut self, slot: Slot, page: u32) {
+        let Some(window) = self.windows.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let record = window.get(page);
+        if record.is_mapped() {
+            close(window.address(page), PAGE_SIZE.into());
+            let unmapped = Record(record.0 & !(Record::MAPPED | Record::PROTECTED));
+            window.update(page, 1, |window| window.set(page, unmapped));
+        }
+    }
+
+    /// How many of `pages` pages from `page` on can be mapped alike: one with breakpoints goes by itself.
+    fn watched_alike(&self, page: u32, pages: u32) -> u32 {
+        let distances = self.watched.iter().filter_map(|watched| watched.page.checked_sub(page));
+        distances.fold(pages, |pages, distance| pages.min(distance.max(1)))
+    }
+
+    /// Whether a page has data breakpoints.
+    fn is_watched(&self, page: u32) -> bool {
+        self.watched.iter().any(|watched| watched.page == page)
+    }
+
+    /// Whether a page isn't even to be read directly.
+    fn is_hidden(&self, page: u32) -> bool {
+        self.watched.iter().any(|watched| watched.page == page && !watched.readable)
+    }
+
     fn is_memory(&self, frame: u32) -> bool {
         self.memory.backing(frame, 1).is_some()
     }
@@ -443,6 +500,7 @@ impl Windows {
 
     fn change_protection(&mut self, place: u32, protect: bool) {
         let (slot, page) = (place >> 20, place & 0xf_ffff);
+        let protect = protect || self.is_watched(page);
         let Some(window) = self.windows.get_mut(slot as usize).and_then(Option::as_mut) else {
             return;
         };

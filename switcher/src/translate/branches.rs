@@ -84,7 +84,7 @@ impl Translator<'_> {
 
     /// Goes to a guest address.
     pub(super) fn go_to(&mut self, target: u32) {
-        if self.request.assumptions.step {
+        if self.request.assumptions.is_single() {
             exit(&mut self.hot, Reason::Stop, target);
         } else if self.is_local(target) {
             let jump = self.hot.jump();
@@ -97,7 +97,7 @@ impl Translator<'_> {
 
     /// Goes to the guest address in r13d.
     fn go_to_r13(&mut self) {
-        if self.request.assumptions.step {
+        if self.request.assumptions.is_single() {
             exit_to_r13(&mut self.hot, Reason::Stop);
         } else {
             jump_through_table(&mut self.hot);
@@ -107,7 +107,7 @@ impl Translator<'_> {
     /// Lets a jump in hot code lead to a guest address.
     fn lead(&mut self, jump: OpenJump, target: u32) {
         let flat = self.request.assumptions.flat;
-        if self.request.assumptions.step {
+        if self.request.assumptions.is_single() {
             self.hot.close(jump, self.cold.here());
             exit(&mut self.cold, Reason::Stop, target);
         } else if !self.is_local(target) {

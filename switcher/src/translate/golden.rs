@@ -10,13 +10,13 @@
 //! ```
 //!
 //! Behind `==` come the guest's bytes and, behind a semicolon, options: a route, `segmented`,
-//! `step`, `straddles`, `at=address`, `watch=start-end`. The listing below is what the
+//! `step`, `alone`, `straddles`, `at=address`, `break=address`, `watch=start-end`. The listing below is what the
 //! translator made of them; the test fails when that changes. `BLESS=1 cargo test -p
 //! lguest-switcher golden` writes the listings anew: read the difference before committing it.
 
 use super::plan::decoder;
 use super::stubs::{reason_at, runtime};
-use super::{Assumptions, Point, Request, Route, Unit, translate};
+use super::{Assumptions, Pace, Point, Request, Route, Unit, translate};
 use crate::frame::offset;
 use iced_x86::{
     Decoder, DecoderOptions, Formatter, FormatterOptions, Instruction, NasmFormatter, Register,
@@ -89,6 +89,7 @@ struct Options {
     route: Route,
     straddles: bool,
     assumptions: Assumptions,
+    breakpoints: Vec<u32>,
     watch: Option<(u32, u32)>,
 }
 
@@ -97,13 +98,15 @@ fn options(words: &str) -> Options {
         eip: 0x0804_8100,
         route: Route::Window,
         straddles: false,
-        assumptions: Assumptions { user: true, flat: true, step: false },
+        assumptions: Assumptions { user: true, flat: true, pace: Pace::Free },
+        breakpoints: Vec::new(),
         watch: None,
     };
     let hex = |text: &str| u32::from_str_radix(text, 16).expect("an address");
     for word in words.split_whitespace() {
         match word.split_once('=') {
             Some(("at", at)) => options.eip = hex(at),
+            Some(("break", at)) => options.breakpoints.push(hex(at)),
             Some(("watch", range)) => {
                 options.watch = range.split_once('-').map(|(start, end)| (hex(start), hex(end)));
             }
@@ -112,7 +115,8 @@ fn options(words: &str) -> Options {
                 "bounced" => options.route = Route::Bounced,
                 "emulated" => options.route = Route::Emulated,
                 "segmented" => options.assumptions.flat = false,
-                "step" => options.assumptions.step = true,
+                "step" => options.assumptions.pace = Pace::Step,
+                "alone" => options.assumptions.pace = Pace::Alone,
                 "straddles" => options.straddles = true,
                 _ => panic!("unknown option {word}"),
             },
@@ -137,6 +141,7 @@ fn listing(header: &str) -> String {
         cold: COLD,
         known: &|_| None,
         learned: &|_| options.route,
+        breakpoints: &options.breakpoints,
         watch: options.watch,
     });
     match unit {

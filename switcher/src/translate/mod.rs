@@ -62,8 +62,25 @@ pub(crate) struct Assumptions {
     pub(crate) user: bool,
     /// cs, ss, ds and es all start at 0 and reach to 4 GiB: they needn't be looked at.
     pub(crate) flat: bool,
-    /// Stop after one instruction.
-    pub(crate) step: bool,
+    pub(crate) pace: Pace,
+}
+
+impl Assumptions {
+    /// One instruction, and no more.
+    pub(crate) fn is_single(self) -> bool {
+        self.pace != Pace::Free
+    }
+}
+
+/// How far translated code goes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Pace {
+    /// As far as it can.
+    Free,
+    /// It stops after one instruction.
+    Step,
+    /// It stops after one instruction, and memory is Rust's to touch.
+    Alone,
 }
 
 /// How an instruction's memory operand is reached; learned from its faults.
@@ -99,6 +116,8 @@ pub(crate) struct Request<'a> {
     pub(crate) known: &'a dyn Fn(u32) -> Option<u32>,
     /// The route of the instruction at an address.
     pub(crate) learned: &'a dyn Fn(u32) -> Route,
+    /// Instructions with a breakpoint: units end before them.
+    pub(crate) breakpoints: &'a [u32],
     /// Start and end of the addresses whose stores are watched.
     pub(crate) watch: Option<(u32, u32)>,
 }

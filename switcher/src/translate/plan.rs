@@ -56,22 +56,23 @@ pub(super) struct Plan {
 
 /// Reads the unit that begins at the request's eip.
 pub(super) fn plan(request: &Request<'_>) -> Result<Plan, NeedsMore> {
-    let single = request.straddles || request.assumptions.step;
+    let single = request.straddles || request.assumptions.is_single();
     let longest = if single { 1 } else { request.longest };
     let mut decoder = decoder(request.bytes, request.eip);
     let mut steps: Vec<Step> = Vec::with_capacity(32);
     let end = loop {
         let eip = decoder.ip() as u32;
-        let joins = !steps.is_empty() && (request.known)(eip).is_some();
-        if steps.len() == longest || joins || !decoder.can_decode() && !steps.is_empty() {
+        let begun = !steps.is_empty();
+        let joins = || (request.known)(eip).is_some() || request.breakpoints.contains(&eip);
+        if steps.len() == longest || begun && (joins() || !decoder.can_decode()) {
             break End::Next(eip);
         }
         let instruction = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
-            if steps.is_empty() {
-                return Err(NeedsMore);
+            if begun {
+                break End::Straddler(eip);
             }
-            break End::Straddler(eip);
+            return Err(NeedsMore);
         }
         let class = classify(instruction.code());
         steps.push(Step { instruction, class, loop_head: false, checks_fpu: false, entry: true });

@@ -17,7 +17,7 @@ impl Translator<'_> {
         let uses = |kind: OpKind| instruction.op_kinds().any(|operand| operand == kind);
         let (source, destination) = (uses(OpKind::MemorySegESI), uses(OpKind::MemoryESEDI));
         // While single-stepping, each repetition is a step.
-        let steps = self.request.assumptions.step && is_repeated(instruction);
+        let steps = self.request.assumptions.is_single() && is_repeated(instruction);
         if !flat || steps || route != Route::Window || !source && !destination {
             return self.emulated(instruction);
         }

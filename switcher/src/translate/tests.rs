@@ -7,11 +7,14 @@ use super::classify::{Way, classify};
 use super::confinement::check;
 use super::operands::host_form;
 use super::plan::decoder;
-use super::{Assumptions, NeedsMore, Request, Route, Unit, runtime, translate};
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use super::{Assumptions, NeedsMore, Pace, Request, Route, Unit, runtime, translate};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind,
+    Register, UsedMemory,
+};
 
-const FLAT: Assumptions = Assumptions { user: true, flat: true, step: false };
-const SEGMENTED: Assumptions = Assumptions { user: true, flat: false, step: false };
+const FLAT: Assumptions = Assumptions { user: true, flat: true, pace: Pace::Free };
+const SEGMENTED: Assumptions = Assumptions { user: true, flat: false, pace: Pace::Free };
 const EIP: u32 = 0x0804_8100;
 
 fn translate_at(
@@ -30,6 +33,7 @@ fn translate_at(
         cold: 0x2000,
         known: &|_| None,
         learned: &|_| route,
+        breakpoints: &[],
         watch: None,
     })
 }
@@ -104,6 +108,27 @@ fn every_opcode_by_every_route_is_confined() {
             }
         }
     });
+}
+
+#[test]
+fn an_instruction_alone_touches_no_memory_but_the_frame() {
+    let alone = [FLAT, SEGMENTED].map(|flat| Assumptions { pace: Pace::Alone, ..flat });
+    let mut factory = InstructionInfoFactory::new();
+    every_opcode(|bytes, random| {
+        let unit = translate_at(EIP, bytes, random.of(&alone), Route::Window).unwrap();
+        for host in host_code(&unit.hot).into_iter().chain(host_code(&unit.cold)) {
+            let masked = matches!(host.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu);
+            let inside =
+                |memory: &UsedMemory| memory.base() == Register::R15 || masked && is_edi(memory);
+            let all = factory.info(&host).used_memory().iter().all(inside);
+            assert!(all, "{bytes:02x?}: {host}");
+        }
+    });
+}
+
+/// Where a masked store goes: it has been made to point into the frame.
+fn is_edi(memory: &UsedMemory) -> bool {
+    memory.base() == Register::RDI
 }
 
 /// The operand of the host's that stands for the guest's.

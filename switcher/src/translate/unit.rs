@@ -7,7 +7,7 @@ use super::assembler::{Assembler, OpenJump};
 use super::classify::Way;
 use super::plan::{End, Plan, Step, is_too_long, plan};
 use super::stubs::{exit, exit_with};
-use super::{NeedsMore, Point, Request, Route, Unit};
+use super::{NeedsMore, Pace, Point, Request, Route, Unit};
 use crate::frame::Reason;
 use iced_x86::{Encoder, Instruction};
 
@@ -89,7 +89,10 @@ impl<'r> Translator<'r> {
         if step.checks_fpu {
             self.check_fpu(instruction);
         }
-        let route = (self.request.learned)(step.eip());
+        let route = match self.request.assumptions.pace {
+            Pace::Free | Pace::Step => (self.request.learned)(step.eip()),
+            Pace::Alone => Route::Bounced,
+        };
         if route == Route::Emulated && may_be_emulated(step.class.way) {
             self.emulated(instruction);
             return;
@@ -166,7 +169,7 @@ impl<'r> Translator<'r> {
     fn finish(mut self, plan: &Plan) -> Unit {
         match plan.end {
             End::Elsewhere => {}
-            End::Next(eip) if self.request.assumptions.step => {
+            End::Next(eip) if self.request.assumptions.is_single() => {
                 exit(&mut self.hot, Reason::Stop, eip);
             }
             End::Next(eip) => self.go_to(eip),

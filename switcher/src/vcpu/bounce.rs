@@ -34,6 +34,8 @@ pub(super) struct Bounce {
     operand: Pieces,
     /// Bytes to be copied back.
     store: usize,
+    /// Data breakpoints that were hit by reading it.
+    hits: u32,
 }
 
 impl Vcpu {
@@ -55,25 +57,29 @@ impl Vcpu {
         let operand = Pieces::of(&self.cpu, instruction);
         let aligned = operand.start().0.is_multiple_of(16) || !must_be_aligned(instruction, size);
         let user = self.assumptions.user;
-        let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+        let mut bus = GuestBus::new(env, &self.spaces, &self.memory, user);
         for range in operand.ranges(size) {
             let (at, len) = (range.start as u32, range.len() as u32);
             let address = operand.judge(&self.cpu, at, len, writes)?;
             if !aligned {
                 return Err(Exception::protection(0));
             }
+            let buffer = &mut self.cpu.frame.bounce[range];
             if writes {
                 bus.check_write(address, len)?;
+                // What is only written is read too: a part of it may stay as it was.
+                bus.copy_out(address, buffer)?;
+            } else {
+                bus.read(address, buffer)?;
             }
-            // What is only written is read too: a part of it may stay as it was.
-            bus.read(address, &mut self.cpu.frame.bounce[range])?;
         }
+        let hits = bus.hits;
         if is_bit_string(instruction.mnemonic()) {
             self.cpu.frame.bounce_bit = bit_offset(&self.cpu, instruction);
         }
         let whole = if instruction.mnemonic() == Mnemonic::Fxsave { FXSAVE_BYTES } else { size };
         let store = if writes { whole } else { 0 };
-        self.bounce = Some(Bounce { instruction: *instruction, operand, store });
+        self.bounce = Some(Bounce { instruction: *instruction, operand, store, hits });
         Ok(())
     }
 
@@ -81,20 +87,21 @@ impl Vcpu {
     pub(super) fn bounce_out(&mut self, env: &mut dyn Environment) -> Result<Resume, Exit> {
         let Some(bounce) = self.bounce.take() else { return Ok(Resume::Eip) };
         self.statistics.bounced += 1;
-        let eip = self.cpu.eip();
+        let (eip, mut hits) = (self.cpu.eip(), bounce.hits);
         if bounce.store > 0 {
             let bytes = &mut self.cpu.frame.bounce[..bounce.store];
             hide_the_host(&bounce.instruction, bytes);
             let user = self.assumptions.user;
-            let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+            let mut bus = GuestBus::new(env, &self.spaces, &self.memory, user);
             for range in bounce.operand.ranges(bytes.len()) {
                 let address = bounce.operand.at(range.start as u32);
                 bus.write(address, &bytes[range]).map_err(Exit::Exception)?;
             }
+            hits |= bus.hits;
             self.reconsider(env, bounce.operand.start())?;
         }
         self.cpu.set_eip(eip.wrapping_add(bounce.instruction.len() as u32));
-        self.after_instruction()
+        self.after_instruction(hits)
     }
 
     /// A store by the instruction at eip has gone through the buffer: perhaps for no reason any

@@ -206,6 +206,15 @@ impl CodeStore {
         ids.into_iter().filter_map(|id| self.drop_id(id)).collect()
     }
 
+    /// The frames that code of the virtual page `page` was read from.
+    pub(super) fn frames_of(&self, page: u32) -> Vec<u32> {
+        let keys = self.by_key.keys().filter(|key| key.page == page);
+        let mut frames: Vec<u32> = keys.map(|key| key.frame).collect();
+        frames.sort_unstable();
+        frames.dedup();
+        frames
+    }
+
     fn drop_id(&mut self, id: CodeId) -> Option<Dropped> {
         let page = self.pages.get_mut(id.0 as usize)?.take()?;
         self.by_key.remove(&page.key);

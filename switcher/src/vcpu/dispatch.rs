@@ -62,10 +62,14 @@ impl Vcpu {
         env: &mut dyn Environment,
         keeper: Option<Slot>,
     ) -> Result<Target, Exit> {
+        let linear = self.linear_eip();
+        let breakpoints = self.spaces.breakpoints.before(linear);
+        if breakpoints != 0 && !self.looked_at {
+            return Err(Exit::Debug(breakpoints));
+        }
         if !self.assumptions.flat {
             self.check_code_segment(env)?;
         }
-        let linear = self.linear_eip();
         let (page, assumptions, segment) = (linear / PAGE_SIZE, self.assumptions, self.segment);
         let frame = self.fetch(env, linear)?;
         let key = PageKey { page, frame, assumptions, segment };
@@ -104,6 +108,9 @@ impl Vcpu {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.resize((PAGE_SIZE - at.offset()) as usize, 0);
         let _ = self.memory.read(at, &mut bytes);
+        let linear_breakpoints = self.spaces.breakpoints.instructions();
+        let breakpoints: Vec<u32> =
+            linear_breakpoints.map(|linear| linear.wrapping_sub(key.segment.base)).collect();
         let (hot, cold) = self.code.cache.cursors();
         let brief = self.routes.is_written_often(key.frame, Instant::now());
         let longest = if brief { BRIEF_UNIT } else { LONGEST_UNIT };
@@ -117,6 +124,7 @@ impl Vcpu {
             cold,
             known: &|eip| self.code.at(id, eip.wrapping_add(key.segment.base)),
             learned: &self.routes.of_frame(key.frame),
+            breakpoints: &breakpoints,
             watch: self.watch,
         });
         self.bytes = bytes;
@@ -168,6 +176,7 @@ impl Vcpu {
                 cold,
                 known: &|_| None,
                 learned: &self.routes.of_frame(key.frame),
+                breakpoints: &[],
                 watch: self.watch,
             });
             // Fifteen bytes are enough for any instruction; only a code segment's limit can cut it.

@@ -80,6 +80,9 @@ impl Vcpu {
             .into_iter()
             .find(|&slot| self.spaces.windows.base(slot) == base);
         let Some(hit) = hit else { return self.reroute(env, Route::Bounced) };
+        if !self.alone && self.spaces.breakpoints.watches(at.page_number(), write) {
+            return Ok(self.go_alone());
+        }
         let fault = Fault { eip: self.cpu.eip(), address: at.0, write };
         self.repeats = if self.last_fault == Some(fault) { self.repeats + 1 } else { 0 };
         self.last_fault = Some(fault);

@@ -18,9 +18,9 @@ pub(super) struct CodeId(pub(super) u32);
 struct Fetch {
     page: u32,
     frame: u32,
-    /// Its translated code, for each combination of `flat` and `step`: one more than the
+    /// Its translated code, for each combination of `flat` and `pace`: one more than the
     /// [`CodeId`], 0 for none.
-    code: [u32; 4],
+    code: [u32; 6],
 }
 
 /// All pages that code was fetched from.
@@ -31,7 +31,7 @@ pub(super) struct Fetches {
 }
 
 fn combination(assumptions: Assumptions) -> usize {
-    usize::from(assumptions.flat) + 2 * usize::from(assumptions.step)
+    usize::from(assumptions.flat) + 2 * assumptions.pace as usize
 }
 
 impl Fetches {
@@ -63,7 +63,7 @@ impl Fetches {
     /// Remembers that `page` shows `frame`.
     pub(super) fn insert(&mut self, page: u32, frame: u32) {
         self.remove(page);
-        self.list.push(Fetch { page, frame, code: [0; 4] });
+        self.list.push(Fetch { page, frame, code: [0; 6] });
         self.index[page as usize] = self.list.len() as u32;
     }
 
@@ -86,7 +86,7 @@ impl Fetches {
 
     /// All translated code is gone.
     pub(super) fn drop_all_code(&mut self) {
-        self.list.iter_mut().for_each(|fetch| fetch.code = [0; 4]);
+        self.list.iter_mut().for_each(|fetch| fetch.code = [0; 6]);
     }
 
     /// Forgets a page. Says whether it was known.
@@ -114,9 +114,10 @@ impl Fetches {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::translate::Pace;
 
-    const FLAT: Assumptions = Assumptions { user: false, flat: true, step: false };
-    const STEP: Assumptions = Assumptions { user: false, flat: true, step: true };
+    const FLAT: Assumptions = Assumptions { user: false, flat: true, pace: Pace::Free };
+    const STEP: Assumptions = Assumptions { user: false, flat: true, pace: Pace::Step };
 
     #[test]
     fn each_page_keeps_its_frame_and_its_code() {

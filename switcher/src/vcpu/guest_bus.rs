@@ -21,9 +21,24 @@ pub(super) struct GuestBus<'a> {
     pub(super) memory: &'a GuestMemory,
     /// Level 3.
     pub(super) user: bool,
+    /// The data breakpoints that the guest has hit, as bits of DR6.
+    pub(super) hits: u32,
 }
 
-impl GuestBus<'_> {
+impl<'a> GuestBus<'a> {
+    pub(super) fn new(
+        env: &'a mut dyn Environment,
+        spaces: &'a Spaces,
+        memory: &'a GuestMemory,
+        user: bool,
+    ) -> Self {
+        Self { env, spaces, memory, user, hits: 0 }
+    }
+
+    fn note(&mut self, at: GuestVirt, len: usize, write: bool) {
+        self.hits |= self.spaces.breakpoints.touched(at, len as u32, write);
+    }
+
     /// The physical address behind a virtual one.
     fn locate(&mut self, at: GuestVirt, write: bool) -> Result<GuestPhys, PageFault> {
         let slot = self.spaces.shower(self.user, at.0);
@@ -88,15 +103,25 @@ fn in_page(at: GuestVirt, len: usize) -> usize {
 
 impl Bus for GuestBus<'_> {
     fn read(&mut self, at: GuestVirt, into: &mut [u8]) -> Result<(), Exception> {
+        self.note(at, into.len(), false);
         Ok(self.copy_out(at, into)?)
     }
 
     fn write(&mut self, at: GuestVirt, from: &[u8]) -> Result<(), Exception> {
+        self.note(at, from.len(), true);
         Ok(self.copy_in(at, from)?)
     }
 
     fn check_write(&mut self, at: GuestVirt, len: u32) -> Result<(), Exception> {
         Ok(self.probe(at, len as usize)?)
+    }
+
+    fn untouched(&self, at: GuestVirt, len: u32) -> u32 {
+        self.spaces.breakpoints.untouched(at, len)
+    }
+
+    fn is_hit(&self) -> bool {
+        self.hits != 0
     }
 
     fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, Exception> {

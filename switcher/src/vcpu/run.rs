@@ -10,10 +10,8 @@ use crate::environment::Environment;
 use crate::execute::{crossing, guest_code};
 use crate::exit::{Exception, Exit};
 use crate::frame::Reason;
+use crate::translate::Pace;
 use iced_x86::{Mnemonic, Register};
-
-/// The debug exception, raised behind each instruction while TF is set.
-const DEBUG: Exception = Exception::plain(1);
 
 /// Where to go on, instead of at the code for eip.
 #[derive(Clone, Copy, Debug)]
@@ -39,15 +37,14 @@ impl Vcpu {
         }
         self.fpu.claim();
         self.last_fault = None;
-        self.enter_world();
-        let mut resume = Resume::Eip;
+        let mut resume = self.begin();
         loop {
             if self.memory.code_writes() != self.seen_writes {
                 resume = self.drop_written_code(resume);
             }
             match self.advance(env, resume) {
                 Ok(next) => resume = next,
-                Err(exit) => return exit,
+                Err(exit) => return self.end(exit),
             }
         }
     }
@@ -85,7 +82,7 @@ impl Vcpu {
             Reason::Kicked if self.kick.take() => Err(Exit::Kicked),
             Reason::Kicked => Ok(Resume::Eip),
             Reason::Exception => Err(Exit::Exception(decided_exception(detail))),
-            _ if self.assumptions.step => Err(Exit::Exception(DEBUG)),
+            _ if self.assumptions.is_single() => self.after_instruction(0),
             Reason::Watched => Err(Exit::Watched),
             Reason::Stop => Ok(Resume::Eip),
             Reason::Indirect => Ok(Resume::Table),
@@ -104,7 +101,7 @@ impl Vcpu {
             Resume::Link { site, drops } if drops == self.code.drops() => {
                 self.code.cache.patch(site, target.at);
             }
-            Resume::Table if self.assumptions.flat && !self.assumptions.step => {
+            Resume::Table if self.assumptions.flat && !self.assumptions.is_single() => {
                 let (eip, user) = (self.cpu.eip(), self.assumptions.user);
                 let keeper = self.spaces.keeper(user, eip);
                 if let Some(world) = keeper.and_then(|slot| self.spaces.world_mut(slot)) {
@@ -117,7 +114,10 @@ impl Vcpu {
 
     /// Makes the frame that of the world that the processor's state asks for, if it isn't.
     pub(super) fn enter_world(&mut self) {
-        let (assumptions, frame) = (self.cpu.assumptions(), &raw const *self.cpu.frame);
+        let (mut assumptions, frame) = (self.cpu.assumptions(), &raw const *self.cpu.frame);
+        if self.alone {
+            assumptions.pace = Pace::Alone;
+        }
         let same = assumptions == self.assumptions && assumptions.flat && frame == self.frame;
         if same && !self.world_changed {
             return;
@@ -127,7 +127,7 @@ impl Vcpu {
         let segment = self.cpu.segment(SegmentRegister::Cs);
         self.segment = CodeSegment { base: segment.base, limit: segment.limit };
         let slot = self.spaces.running(assumptions.user);
-        let by_address_alone = assumptions.flat && !assumptions.step;
+        let by_address_alone = assumptions.flat && !assumptions.is_single();
         let frame = &mut self.cpu.frame;
         frame.window = self.spaces.windows.base(slot);
         frame.table = self.spaces.jumps(slot, by_address_alone);
@@ -148,36 +148,24 @@ impl Vcpu {
     fn emulate_here(&mut self, env: &mut dyn Environment) -> Result<Resume, Exit> {
         let instruction = self.instruction(env)?;
         let user = self.assumptions.user;
-        let mut bus = GuestBus { env, spaces: &self.spaces, memory: &self.memory, user };
+        let mut bus = GuestBus::new(env, &self.spaces, &self.memory, user);
         let outcome = emulate(&mut self.cpu, &mut bus, &instruction).map_err(Exit::Exception)?;
+        let hits = bus.hits;
         match outcome {
             Outcome::Privileged => return Err(Exit::Privileged(instruction)),
             Outcome::Unsupported => return Err(Exit::Unsupported(instruction)),
             Outcome::Interrupt(vector) => {
                 return Err(software_interrupt(vector, instruction.len() as u32));
             }
-            Outcome::Done | Outcome::Again => {}
+            Outcome::Done | Outcome::Again => self.statistics.emulated += 1,
         }
-        self.statistics.emulated += 1;
-        // A new stack segment holds traps back until esp is new too (SDM volume 3, section "Masking
-        // Exceptions and Interrupts When Switching Stacks").
-        let new_stack = matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
+        if outcome == Outcome::Again {
+            return self.between_steps(hits);
+        }
+        let loads_stack = matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
             && instruction.op0_register() == Register::SS;
-        self.new_stack_at = new_stack.then_some(self.cpu.eip());
-        if new_stack && self.assumptions.step {
-            self.enter_world();
-            return Ok(Resume::Eip);
-        }
-        self.after_instruction()
-    }
-
-    /// What follows an instruction that Rust has carried out.
-    pub(super) fn after_instruction(&mut self) -> Result<Resume, Exit> {
-        if self.assumptions.step {
-            return Err(Exit::Exception(DEBUG));
-        }
-        self.enter_world();
-        Ok(Resume::Eip)
+        self.new_stack_at = loads_stack.then_some(self.cpu.eip());
+        if loads_stack { Ok(self.after_new_stack(hits)) } else { self.after_instruction(hits) }
     }
 }
 

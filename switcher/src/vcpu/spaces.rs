@@ -8,6 +8,7 @@ use super::code_store::Dropped;
 use super::fetches::Fetches;
 use super::{SpaceId, View};
 use crate::address::GuestVirt;
+use crate::breakpoints::Breakpoints;
 use crate::environment::Mapping;
 use crate::execute::SetupError;
 use crate::execute::indirect_jumps::JumpTable;
@@ -22,6 +23,8 @@ pub(super) struct World {
 /// All worlds.
 pub(super) struct Spaces {
     pub(super) windows: Windows,
+    /// The same in all worlds.
+    pub(super) breakpoints: Breakpoints,
     /// By the number of their window.
     worlds: Vec<Option<World>>,
     kernel: Slot,
@@ -36,6 +39,7 @@ impl Spaces {
     pub(super) fn new(windows: Windows, kernel_start: GuestVirt) -> Result<Self, SetupError> {
         let mut spaces = Self {
             windows,
+            breakpoints: Breakpoints::default(),
             worlds: Vec::new(),
             kernel: Slot(0),
             current: Slot(0),

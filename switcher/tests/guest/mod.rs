@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub(crate) mod breakpoints;
+
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 use lguest_switcher::{
