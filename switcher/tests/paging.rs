@@ -191,6 +191,21 @@ fn the_kernels_faults_in_user_memory_are_the_kernels() {
 }
 
 #[test]
+fn the_kernels_stack_may_be_in_user_memory_with_its_operand() {
+    let mut guest = Guest::kernel(|a| {
+        a.push(dword_ptr(DATA))?;
+        a.pop(dword_ptr(DATA + 4))?;
+        a.call(dword_ptr(DATA + 8))
+    });
+    guest.assemble(KERNEL + 0x1000, |a| a.nop());
+    guest.poke(DATA, &7u32.to_le_bytes());
+    guest.poke(DATA + 8, &(KERNEL + 0x1000).to_le_bytes());
+    guest.set_gpr(Gpr::Esp, DATA + 0x1800);
+    guest.finish();
+    assert_eq!((guest.peek(DATA + 4), guest.gpr(Gpr::Esp)), (7, DATA + 0x17fc));
+}
+
+#[test]
 fn physical_addresses_without_memory_read_as_ones() {
     let mut guest = Guest::user(|a| {
         a.mov(dword_ptr(DATA), eax)?;

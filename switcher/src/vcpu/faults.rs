@@ -159,7 +159,15 @@ impl Vcpu {
         let Some(mapping) = as_user else { return self.reroute(env, Route::Bounced) };
         let current = self.spaces.current();
         let resume = self.show_and_retry(env, current, &mapping, point)?;
-        if hit == current { Ok(resume) } else { self.reroute(env, Route::Picked) }
+        if hit == current {
+            return Ok(resume);
+        }
+        let frame = self.fetch(env, self.linear_eip())?;
+        if self.learn(frame, Route::Picked, false) {
+            return Ok(Resume::Eip);
+        }
+        // Its operand is picked already. What else was out of reach is the stack, which never is.
+        self.reroute(env, Route::Bounced)
     }
 
     /// A store into a frame that holds translated code. Usually the code is dropped, and the store
