@@ -6,7 +6,8 @@
 #   make test-long  holds the translator against the processor, each time from a new seed (LONG_SECONDS each)
 #   make bench      prints how fast it is, beside the same thing done natively
 #   make docs       the API documentation, and the book where mdbook is installed
-#   make fuzz       throws random input at what reads a guest's or a user's bytes (FUZZ_SECONDS each)
+#   make fuzz       throws random input at what reads a guest's or a user's bytes (FUZZ_SECONDS each);
+#                   fuzz/README.md tells how a fuzzer does that
 #   make check      formatting and lints, as CI runs them
 #   make clean      forgets everything that was built
 
@@ -58,11 +59,12 @@ docs: guest
 	else echo "The book was left out: mdbook isn't installed (cargo install mdbook)."; fi
 
 fuzz: guest
-	LGUEST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --workspace -- --nocapture fuzz
+	LGUEST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --package lguest --package lguest-fuzz-cases -- --nocapture fuzz
 
 check: guest
 	$(CARGO) fmt --all --check
 	cd kernel && $(CARGO) fmt --all --check
+	cd fuzz && $(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	.ci/check-guest
 
