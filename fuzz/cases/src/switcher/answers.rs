@@ -20,11 +20,15 @@ impl Machine {
             let alarm = disturbance.map_or(0, |disturbance| disturbance.alarm);
             let soon = if alarm == 0 { left } else { Duration::from_micros(alarm.into()) };
             self.vcpu.set_alarm(Some(left.min(soon).max(Duration::from_micros(1))));
-            self.world.refused.clear();
             self.world.note_rights(self.vcpu.cpu.cpl() == 3);
+            let instruction = if self.step { self.instruction() } else { None };
+            self.world.refused.clear();
             let (before, kicked) = (State::of(&self.vcpu.cpu), std::mem::take(&mut self.kicked));
             let exit = self.vcpu.run(&mut self.world);
             self.check(&before, &exit);
+            if self.step && before.eip() == self.vcpu.cpu.eip() {
+                self.overwritten |= instruction != self.instruction();
+            }
             self.world.quiet = before == State::of(&self.vcpu.cpu);
             assert!(!kicked || exit == Exit::Kicked, "it was kicked, and {exit:?}");
             match exit {

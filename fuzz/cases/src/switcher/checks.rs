@@ -30,24 +30,33 @@ impl State {
         }
     }
 
+    pub(super) fn eip(&self) -> u32 {
+        self.eip
+    }
+
     fn without_step(self) -> Self {
         Self { eflags: self.eflags & !TF, ..self }
     }
 }
 
-/// Two runs must have seen the same.
-pub(super) fn same(alone: &Report, disturbed: &Report) {
+/// Two runs must have seen the same; in what they differ, if not.
+pub(super) fn same(alone: &Report, disturbed: &Report) -> Result<(), String> {
     for (index, (alone, disturbed)) in alone.exits.iter().zip(&disturbed.exits).enumerate() {
         let (alone, disturbed) =
             [alone, disturbed].map(|(exit, state)| (exit, state.without_step())).into();
-        assert!(alone == disturbed, "exit {index}: alone\n{alone:x?}\ndisturbed\n{disturbed:x?}");
+        if alone != disturbed {
+            return Err(format!("exit {index}: alone\n{alone:x?}\ndisturbed\n{disturbed:x?}"));
+        }
     }
-    assert_eq!(alone.exits.len(), disturbed.exits.len());
+    if alone.exits.len() != disturbed.exits.len() {
+        return Err(format!("{} exits, and {}", alone.exits.len(), disturbed.exits.len()));
+    }
     let differs = alone.memory.iter().zip(&disturbed.memory).position(|(a, d)| a != d);
     if let Some(at) = differs {
         let (a, d) = (alone.memory[at], disturbed.memory[at]);
-        panic!("memory at {at:#x}: alone {a:#x}, disturbed {d:#x}");
+        return Err(format!("memory at {at:#x}: alone {a:#x}, disturbed {d:#x}"));
     }
+    Ok(())
 }
 
 impl Machine {
@@ -96,7 +105,7 @@ impl Machine {
     }
 
     /// The instruction at eip, as memory has it now.
-    fn instruction(&mut self) -> Option<Instruction> {
+    pub(super) fn instruction(&mut self) -> Option<Instruction> {
         let (eip, base) = (self.vcpu.cpu.eip(), self.vcpu.cpu.segment(Cs).base);
         let user = self.vcpu.cpu.cpl() == 3;
         let mut bytes = [0; 15];
