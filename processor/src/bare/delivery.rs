@@ -21,16 +21,18 @@ const PAGE_FAULT: u8 = 14;
 
 /// What is delivered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Event {
-    pub(super) vector: u8,
+pub struct Event {
+    /// 0 to 255.
+    pub vector: u8,
     /// What is pushed last, for the exceptions that have it.
-    pub(super) error: Option<u32>,
-    pub(super) source: Source,
+    pub error: Option<u32>,
+    /// Where it comes from.
+    pub source: Source,
 }
 
 /// Where an event comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Source {
+pub enum Source {
     /// A device.
     External,
     /// The instruction at eip, or (for a trap) the one before.
@@ -39,7 +41,10 @@ pub(super) enum Source {
         address: GuestVirt,
     },
     /// `int n`, `int3` or `into`, of so many bytes. eip is behind it.
-    Software { length: u8 },
+    Software {
+        /// The instruction's length.
+        length: u8,
+    },
 }
 
 impl From<Exception> for Event {
@@ -109,8 +114,8 @@ impl<B: Board> Bare<B> {
         }
     }
 
-    /// What the handler finds in control and debug registers.
-    fn note(&mut self, event: &Event) {
+    /// Notes what the handler finds in control and debug registers.
+    pub fn note(&mut self, event: &Event) {
         match event.source {
             Source::Exception { address } if event.vector == PAGE_FAULT => {
                 self.system.registers.cr2 = address.0;
@@ -120,8 +125,11 @@ impl<B: Board> Bare<B> {
         }
     }
 
-    /// Goes to the handler; or nothing has changed, and there is an exception.
-    fn enter(&mut self, event: &Event) -> Result<(), Exception> {
+    /// Goes to the handler.
+    ///
+    /// # Errors
+    /// The exception that this raises, which isn't delivered; nothing has changed then.
+    pub fn enter(&mut self, event: &Event) -> Result<(), Exception> {
         let gate = self.gate(event)?;
         let target = self.target(&gate, event.external())?;
         let frame = self.frame(event, target.inner);

@@ -12,7 +12,7 @@ mod system;
 
 use crate::instructions::{Effect, execute};
 use crate::registers::{SystemRegisters, cr0, dr6};
-use delivery::{Event, Source};
+pub use delivery::{Event, Source};
 use iced_x86::Instruction;
 use lguest_switcher::cpu::{IF, TF};
 use lguest_switcher::{
@@ -52,6 +52,23 @@ pub enum Stop {
     Unsupported(Instruction),
 }
 
+/// How guest code was left.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Left {
+    /// It can go on.
+    Going,
+    /// This is to be delivered.
+    Raised(Event),
+    /// Somebody else must know.
+    Stopped(Stop),
+}
+
+impl From<Exception> for Left {
+    fn from(exception: Exception) -> Self {
+        Self::Raised(exception.into())
+    }
+}
+
 impl<B: Board> Bare<B> {
     /// A processor on `memory` in protected mode at level 0, with flat segments, without paging and interrupts, everything
     /// else as after reset; eip is 0.
@@ -80,7 +97,8 @@ impl<B: Board> Bare<B> {
         self.turn(true)
     }
 
-    /// Lets guest code run until it leaves once, at the latest after one instruction if `once`.
+    /// Delivers an interrupt that is due, or lets guest code run until it leaves once, at the latest after one instruction
+    /// if `once`.
     fn turn(&mut self, once: bool) -> Option<Stop> {
         if self.interrupts_allowed()
             && let Some(vector) = self.system.board.interrupt()
@@ -92,6 +110,21 @@ impl<B: Board> Bare<B> {
         if self.halted {
             return Some(Stop::Halted);
         }
+        match self.leave(once) {
+            Left::Going => None,
+            Left::Raised(event) => self.delivered(event),
+            Left::Stopped(stop) => Some(stop),
+        }
+    }
+
+    /// Executes one instruction, and delivers nothing: for whoever wants to look in between. [`enter`](Self::enter) is the
+    /// other half.
+    pub fn execute(&mut self) -> Left {
+        self.leave(true)
+    }
+
+    /// Lets guest code run until it leaves once, at the latest after one instruction if `once`.
+    fn leave(&mut self, once: bool) -> Left {
         let shadowed = self.shadow.is_some() || self.vcpu.holds_interrupts();
         let step = once || shadowed && self.system.board.is_interrupting();
         let flags = self.vcpu.cpu.eflags();
@@ -107,17 +140,17 @@ impl<B: Board> Bare<B> {
             self.shadow = None;
         }
         match exit {
-            Exit::Debug(_) if own_step => None,
-            Exit::Debug(_) => self.raise(Exception::plain(DEBUG)),
-            Exit::Exception(exception) => self.raise(exception),
+            Exit::Debug(_) if own_step => Left::Going,
+            Exit::Debug(_) => Exception::plain(DEBUG).into(),
+            Exit::Exception(exception) => exception.into(),
             Exit::SoftwareInterrupt { vector, length } => {
                 let source = Source::Software { length };
-                self.delivered(Event { vector, error: None, source })
+                Left::Raised(Event { vector, error: None, source })
             }
             Exit::Privileged(instruction) => self.privileged(&instruction),
-            Exit::Kicked => Some(Stop::Kicked),
-            Exit::Watched => None,
-            Exit::Unsupported(instruction) => Some(Stop::Unsupported(instruction)),
+            Exit::Kicked => Left::Stopped(Stop::Kicked),
+            Exit::Watched => Left::Going,
+            Exit::Unsupported(instruction) => Left::Stopped(Stop::Unsupported(instruction)),
         }
     }
 
@@ -128,19 +161,15 @@ impl<B: Board> Bare<B> {
     }
 
     /// eip is at a privileged instruction.
-    fn privileged(&mut self, instruction: &Instruction) -> Option<Stop> {
+    fn privileged(&mut self, instruction: &Instruction) -> Left {
         let stepping = self.vcpu.cpu.eflags() & TF != 0;
         match execute(&mut self.vcpu, &mut self.system, instruction) {
             Ok(Effect::None) => {}
             Ok(Effect::Halt) => self.halted = true,
             Ok(Effect::Shadow) => self.shadow = Some(self.vcpu.cpu.eip()),
-            Err(exception) => return self.raise(exception),
+            Err(exception) => return exception.into(),
         }
-        if stepping { self.raise(Exception::plain(DEBUG)) } else { None }
-    }
-
-    fn raise(&mut self, exception: Exception) -> Option<Stop> {
-        self.delivered(Event::from(exception))
+        if stepping { Exception::plain(DEBUG).into() } else { Left::Going }
     }
 
     fn delivered(&mut self, event: Event) -> Option<Stop> {
