@@ -4,9 +4,11 @@
 //! `docs/switcher/limits.md`.
 //!
 //! - `system`: the tables in memory, as the processor reads them;
+//! - `fpu`: FPU instructions while the FPU isn't to be used;
 //! - `gates`, `delivery`: how exceptions and interrupts reach their handlers.
 
 mod delivery;
+mod fpu;
 mod gates;
 mod system;
 
@@ -142,6 +144,7 @@ impl<B: Board> Bare<B> {
         match exit {
             Exit::Debug(_) if own_step => Left::Going,
             Exit::Debug(_) => Exception::plain(DEBUG).into(),
+            Exit::Exception(Exception::NO_FPU) => self.without_fpu(),
             Exit::Exception(exception) => exception.into(),
             Exit::SoftwareInterrupt { vector, length } => {
                 let source = Source::Software { length };
