@@ -3,7 +3,7 @@
 #   make            builds everything: the guest's kernel and, around it, target/release/lguest
 #   make run        boots the bundled guest to a prompt, with BusyBox in its initrd
 #   make test       runs every test, examples in the documentation included
-#   make test-long  holds the translator against the processor, each time from a new seed (LONG_SECONDS each)
+#   make test-long  holds translator and processor against other processors, each time from a new seed (LONG_SECONDS each)
 #   make bench      prints how fast it is, beside the same thing done natively
 #   make docs       the API documentation, and the book where mdbook is installed
 #   make fuzz       throws random input at what reads a guest's or a user's bytes (FUZZ_SECONDS each);
@@ -20,13 +20,17 @@ TARGET       := $(or $(CARGO_TARGET_DIR),target)
 LGUEST := $(TARGET)/release/lguest
 INITRD := build/initrd.cpio
 
-.PHONY: all run test test-long bench docs fuzz check setup guest initrd command clean
+.PHONY: all run test test-long bench docs fuzz check setup test-setup guest initrd command clean
 
 all: command
 
 # Installs what is missing, or says what to install. Quick when there is nothing to do.
 setup:
 	@setup/setup.sh </dev/null
+
+# As setup, and what only tests need.
+test-setup:
+	@setup/setup.sh tests </dev/null
 
 # The guest's kernel, build/kernel.elf: compiled for another processor, in a workspace of its own.
 guest: setup
@@ -42,18 +46,19 @@ command: guest
 run: command initrd
 	@$(LGUEST) run --memory $(MEMORY) --initrd $(INITRD)
 
-test: guest initrd
+test: guest initrd test-setup
 	$(CARGO) test --workspace
 	cd kernel && $(CARGO) test --package lguest-kernel-logic --package lguest-system-calls
 
 # A failure prints the seed that repeats it.
-test-long: setup
-	LGUEST_ORACLE_SECONDS=$(or $(LONG_SECONDS),600) $(CARGO) test --package lguest-oracle --no-fail-fast
+test-long: test-setup
+	LGUEST_ORACLE_SECONDS=$(or $(LONG_SECONDS),600) $(CARGO) test --package lguest-oracle --package lguest-system-oracle \
+		--no-fail-fast
 
 bench: guest initrd
 	@$(CARGO) bench --package lguest --bench first_light
 
-docs: guest
+docs: guest test-setup
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items
 	@if command -v mdbook >/dev/null; then mdbook build docs; \
 	else echo "The book was left out: mdbook isn't installed (cargo install mdbook)."; fi
@@ -61,7 +66,7 @@ docs: guest
 fuzz: guest
 	LGUEST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --package lguest --package lguest-fuzz-cases -- --nocapture fuzz
 
-check: guest
+check: guest test-setup
 	$(CARGO) fmt --all --check
 	cd kernel && $(CARGO) fmt --all --check
 	cd fuzz && $(CARGO) fmt --check

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes sure of what a fresh Debian machine with Rust, make and gcc still lacks: the standard
-# library's source, gcc's 32-bit half, cpio, and a static 32-bit BusyBox for the guest to run.
+# library's source, gcc's 32-bit half, cpio, and a static 32-bit BusyBox for the guest to run. With "tests" as
+# argument also what tests alone need: cmake and libclang.
 # Asks nothing, and takes no time when nothing is missing. What needs root is done by root and
 # told to anybody else.
 set -eu
@@ -56,6 +57,15 @@ ensure_gcc_32() {
     echo 'int main(void) { return 0; }' | gcc -m32 -x c -o /dev/null - 2>/dev/null || install gcc-multilib
 }
 
+# The other processor that ours is compared with is built by cmake; its bindings are made by libclang.
+ensure_unicorn_tools() {
+    command -v cmake >/dev/null || install cmake
+    for library in ${LIBCLANG_PATH:-} /usr/lib/llvm-*/lib/libclang.so /usr/lib/libclang.so /usr/lib64/libclang.so; do
+        [ ! -e "$library" ] || return 0
+    done
+    install libclang-dev
+}
+
 ensure_cpio() {
     command -v cpio >/dev/null || install cpio
 }
@@ -88,6 +98,7 @@ ensure_rust_source
 ensure_gcc_32
 ensure_cpio
 ensure_busybox
+[ "${1:-}" != tests ] || ensure_unicorn_tools
 
 if [ -n "$missing" ]; then
     say "this is missing; please run, as root:$missing"

@@ -96,8 +96,19 @@ fn golden_files_are_shown_with_their_listings() {
 
 #[test]
 fn every_file_that_is_named_exists() {
-    let folders =
-        ["abi", "guest", "drivers", "kernel", "switcher", "host", "launcher", "oracle", "setup"];
+    let folders = [
+        "abi",
+        "guest",
+        "drivers",
+        "kernel",
+        "switcher",
+        "processor",
+        "host",
+        "launcher",
+        "oracle",
+        "system-oracle",
+        "setup",
+    ];
     let mut named = 0;
     for (page, text) in pages() {
         let prose = text.lines().filter(|line| !line.starts_with("```"));
