@@ -428,6 +428,19 @@ const BAD_STACKS: &[Case] = &[
         then: Then::DeliveryRaises(12, FREE as u32),
     },
     Case {
+        says: "INT: of what is refused nothing is to be seen in the table",
+        level: 3,
+        code: INT,
+        given: |s| {
+            let unmarked = d::access(kind::DATA - 1, 0);
+            entered_on(s, FREE + 8);
+            leads_to(s, d::flat(kind::CODE - 1, 0));
+            let stack = d::segment(0, 0xfff, unmarked, d::BYTES_32);
+            s.store_descriptor(in_gdt(FREE + 8), stack);
+        },
+        then: Then::DeliveryRaises(12, (FREE + 8) as u32),
+    },
+    Case {
         says: "INT: no room on the present stack, of which it doesn't",
         level: 0,
         code: INT,

@@ -259,6 +259,28 @@ const WHAT_IT_REFUSES: &[Case] = &[
         then: Then::Raises(13, Some(FREE as u32)),
     },
     Case {
+        says: "an ss that is refused leaves cs unmarked in its table",
+        level: 0,
+        code: IRET,
+        given: |s| {
+            s.store_descriptor(in_gdt(FREE), d::flat(kind::CODE - 1, 3));
+            out(s, FREE | 3, 3);
+        },
+        then: Then::Raises(13, Some(0)),
+    },
+    Case {
+        says: "an eip beyond the limit leaves everything unmarked",
+        level: 0,
+        code: IRET,
+        given: |s| {
+            let code = d::segment(0, THERE - 1, d::access(kind::CODE - 1, 3), d::BYTES_32);
+            s.store_descriptor(in_gdt(FREE), code);
+            s.store_descriptor(in_gdt(FREE + 8), d::flat(kind::DATA - 1, 3));
+            out(s, FREE | 3, (FREE + 8) | 3);
+        },
+        then: Then::Raises(13, Some(0)),
+    },
+    Case {
         says: "an ss that can't be written",
         level: 0,
         code: IRET,

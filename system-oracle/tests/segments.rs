@@ -1,4 +1,4 @@
-//! Loads of segment registers: SDM volume 2, "MOV—Move" and "POP—Pop a Value From the Stack"; volume 3, sections "Segment
+//! Loads of segment registers: SDM volume 2, "MOV—Move", "POP—Pop a Value From the Stack", "JMP" and "CALL"; volume 3, sections "Segment
 //! Descriptors" and "Privilege Level Checking When Accessing Data Segments".
 
 use lguest_system_oracle::descriptors::{self as d, kind, system};
@@ -229,4 +229,57 @@ const STACK_SEGMENTS: &[Case] = &[
 #[test]
 fn stack_segments() {
     check(&mut OurMachine::new(), STACK_SEGMENTS);
+}
+
+/// `jmp far` and `call far` to the free descriptor.
+const FAR_JUMP: &[u8] = &[0xea, 0, 0x20, 1, 0, FREE as u8, 0];
+const FAR_CALL: &[u8] = &[0x9a, 0, 0x20, 1, 0, FREE as u8, 0];
+const TARGET: u32 = 0x0001_2000;
+
+fn short_code(state: &mut State) {
+    let code = d::segment(0, TARGET - 1, d::access(kind::CODE - 1, 0), d::BYTES_32);
+    state.store_descriptor(in_gdt(FREE), code);
+}
+
+const FAR_TRANSFERS: &[Case] = &[
+    Case {
+        says: "JMP: the segment is marked as accessed",
+        level: 0,
+        code: FAR_JUMP,
+        given: |s| s.store_descriptor(in_gdt(FREE), d::flat(kind::CODE - 1, 0)),
+        then: Then::Goes(|s| {
+            s.store_descriptor(in_gdt(FREE), d::flat(kind::CODE, 0));
+            s.segments[sreg::CS] = world::loaded(s, FREE);
+            s.eip = TARGET;
+        }),
+    },
+    Case {
+        says: "JMP: an eip beyond the limit, of which nothing is to be seen in the table",
+        level: 0,
+        code: FAR_JUMP,
+        given: short_code,
+        then: Then::Raises(13, Some(0)),
+    },
+    Case {
+        says: "CALL: the same",
+        level: 0,
+        code: FAR_CALL,
+        given: short_code,
+        then: Then::Raises(13, Some(0)),
+    },
+    Case {
+        says: "CALL: no room on the stack, of which nothing is to be seen in the table",
+        level: 0,
+        code: FAR_CALL,
+        given: |s| {
+            s.store_descriptor(in_gdt(FREE), d::flat(kind::CODE - 1, 0));
+            s.segments[sreg::SS].limit = 0xfff;
+        },
+        then: Then::Raises(12, Some(0)),
+    },
+];
+
+#[test]
+fn far_transfers() {
+    check(&mut OurMachine::new(), FAR_TRANSFERS);
 }

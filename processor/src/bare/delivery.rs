@@ -133,12 +133,17 @@ impl<B: Board> Bare<B> {
         let gate = self.gate(event)?;
         let target = self.target(&gate, event.external())?;
         let frame = self.frame(event, target.inner);
-        let esp = self.push(&target, gate.size, &frame, event.external())?;
+        let places = self.places(&target, gate.size, frame.len(), event.external())?;
+        // Nothing can be wrong any more but the tables' own pages.
+        let code = self.used(target.code)?;
+        let stack = if target.inner { self.used(target.stack)? } else { target.stack };
+        self.push(&places, gate.size, &frame, target.level == 3)?;
         let cpu = &mut self.vcpu.cpu;
+        let esp = moved(&stack, target.esp, 0u32.wrapping_sub(gate.size * frame.len() as u32));
         if target.inner {
-            cpu.set_segment(SegmentRegister::Ss, target.stack);
+            cpu.set_segment(SegmentRegister::Ss, stack);
         }
-        cpu.set_segment(SegmentRegister::Cs, target.code);
+        cpu.set_segment(SegmentRegister::Cs, code);
         cpu.set_gpr(Gpr::Esp, esp);
         cpu.set_eip(gate.offset);
         let cleared = TF | NT | RF | VM | if gate.disables { IF } else { 0 };
@@ -171,7 +176,7 @@ impl<B: Board> Bare<B> {
         if gate.offset > code.limit {
             return Err(Exception::with_error(PROTECTION, external));
         }
-        let code = self.used(Segment { selector: selector & !3 | u16::from(level), ..code })?;
+        let code = Segment { selector: selector & !3 | u16::from(level), ..code };
         Ok(Target { code, level, stack, esp, inner })
     }
 
@@ -214,7 +219,7 @@ impl<B: Board> Bare<B> {
         if stack.attributes & 0x80 == 0 {
             return Err(error(STACK, selector));
         }
-        Ok((self.used(stack)?, esp))
+        Ok((stack, esp))
     }
 
     /// The segment, marked as accessed here and in its table.
@@ -241,30 +246,40 @@ impl<B: Board> Bare<B> {
         frame
     }
 
-    /// Pushes all of `frame`, in words of `size` bytes, or nothing. Gives the new stack pointer.
-    fn push(
+    /// Where `count` words of `size` bytes go that are pushed, the first one first. All can be written.
+    fn places(
         &mut self,
         target: &Target,
         size: u32,
-        frame: &[u32],
+        count: usize,
         external: u32,
-    ) -> Result<u32, Exception> {
+    ) -> Result<Vec<GuestVirt>, Exception> {
         let selector = if target.inner { target.stack.selector & !3 } else { 0 };
         let no_room = Exception::with_error(STACK, u32::from(selector) | external);
-        let user = target.level == 3;
         let mut esp = target.esp;
-        let mut places = Vec::with_capacity(frame.len());
-        for _ in frame {
+        let mut places = Vec::with_capacity(count);
+        for _ in 0..count {
             esp = moved(&target.stack, esp, 0u32.wrapping_sub(size));
             places.push(on_stack(&target.stack, esp, size).map_err(|_| no_room)?);
         }
         for &place in &places {
-            self.vcpu.check_write(&mut self.system, place, size, user)?;
+            self.vcpu.check_write(&mut self.system, place, size, target.level == 3)?;
         }
+        Ok(places)
+    }
+
+    /// Writes the words of `frame`, `size` bytes of each, to their places.
+    fn push(
+        &mut self,
+        places: &[GuestVirt],
+        size: u32,
+        frame: &[u32],
+        user: bool,
+    ) -> Result<(), Exception> {
         for (&place, word) in places.iter().zip(frame) {
             let bytes = &word.to_le_bytes()[..size as usize];
             self.vcpu.write_virt(&mut self.system, place, bytes, user)?;
         }
-        Ok(esp)
+        Ok(())
     }
 }

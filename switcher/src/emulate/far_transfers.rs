@@ -31,6 +31,7 @@ pub(super) fn jump(
     let (selector, offset) = read_far_pointer(cpu, bus, instruction, size)?;
     let code = examine_code(cpu, bus, selector)?;
     check_target(&code, offset)?;
+    let code = accessed(bus, code)?;
     cpu.set_segment(SegmentRegister::Cs, code);
     cpu.set_eip(offset);
     Ok(())
@@ -49,6 +50,7 @@ pub(super) fn call(
     let cs_slot = stack.reserve_page(cpu, bus, size)?;
     let eip_slot = stack.reserve_page(cpu, bus, size)?;
     check_target(&code, offset)?;
+    let code = accessed(bus, code)?;
     write_memory(bus, cs_slot, size, cpu.segment(SegmentRegister::Cs).selector.into())?;
     write_memory(bus, eip_slot, size, next_eip(cpu, instruction))?;
     stack.commit(cpu);
@@ -73,7 +75,7 @@ fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, 
     if !is_present(&code) {
         return Err(Exception::not_present(selector));
     }
-    accessed(bus, Segment { selector: selector & !3 | u16::from(level), ..code })
+    Ok(Segment { selector: selector & !3 | u16::from(level), ..code })
 }
 
 #[cfg(test)]

@@ -108,6 +108,9 @@ fn examine(
         (None, stack.esp())
     };
     check_target(&code, eip)?;
+    // Nothing can be wrong any more.
+    let code = accessed(bus, code)?;
+    let outer = outer.map(|stack| accessed(bus, stack)).transpose()?;
     Ok(Destination { code, eip, outer, esp })
 }
 
@@ -122,7 +125,7 @@ fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, 
     if !is_present(&code) {
         return Err(Exception::not_present(selector));
     }
-    accessed(bus, code)
+    Ok(code)
 }
 
 /// Makes the return happen.

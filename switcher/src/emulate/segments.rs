@@ -90,7 +90,10 @@ fn examine(
 ) -> Result<Segment, Exception> {
     match register {
         SegmentRegister::Cs => Err(Exception::INVALID_OPCODE),
-        SegmentRegister::Ss => examine_stack(bus, selector, cpu.cpl()),
+        SegmentRegister::Ss => {
+            let stack = examine_stack(bus, selector, cpu.cpl())?;
+            accessed(bus, stack)
+        }
         _ if is_null(selector) => Ok(null_segment(selector)),
         _ => examine_data(cpu, bus, selector),
     }
@@ -113,7 +116,7 @@ pub(super) fn examine_stack(
     if !is_present(&segment) {
         return Err(Exception::stack(selector));
     }
-    accessed(bus, segment)
+    Ok(segment)
 }
 
 /// A segment for ds, es, fs or gs: readable, and not of an inner level unless conforming code.
