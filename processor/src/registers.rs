@@ -218,6 +218,12 @@ impl SystemRegisters {
         Ok(())
     }
 
+    /// An access to a debug register is to raise #DB.
+    #[must_use]
+    pub const fn detects_access(&self) -> bool {
+        self.debug[7] & dr7::GD != 0
+    }
+
     /// #DB is about to be delivered, for these reasons: bits of DR6, which are only ever added. GD is cleared, so that the
     /// handler may use the debug registers.
     pub fn note_debug_exception(&mut self, reasons: u32) {

@@ -88,8 +88,8 @@ impl OurMachine {
 
 /// Whether eip is at the instruction that raised it.
 fn is_fault(event: &Event) -> bool {
-    const DEBUG: u8 = 1;
-    matches!(event.source, Source::Exception { .. }) && event.vector != DEBUG
+    const INT1: u8 = 1;
+    matches!(event.source, Source::Exception { .. }) && event.vector != INT1
 }
 
 fn table(table: Table) -> TableRegister {

@@ -1,16 +1,19 @@
 //! Debug registers and single steps: SDM volume 3, chapter "Debug, Branch Profile, TSC, and Intel Resource Director Technology
 //! Features".
 
-use lguest_system_oracle::OurMachine;
 use lguest_system_oracle::manual::{Case, Then, check, nothing, push, stack_holds};
 use lguest_system_oracle::state::{State, flag, gpr};
-use lguest_system_oracle::world::data;
+use lguest_system_oracle::world::{self, CODE, data};
+use lguest_system_oracle::{Machine, OurMachine, Outcome};
 
 /// dr6 and dr7 in [`State::dr`].
 const DR6: usize = 4;
 const DR7: usize = 5;
-/// A single step, in dr6.
+/// A single step, and an access to a debug register, in dr6.
 const BS: u32 = 1 << 14;
+const BD: u32 = 1 << 13;
+/// Access to debug registers is watched, in dr7.
+const GD: u32 = 1 << 13;
 const DE: u32 = 1 << 3;
 const MOV_DR7_EDX: &[u8] = &[0x0f, 0x23, 0xfa];
 const MOV_EDX_DR6: &[u8] = &[0x0f, 0x21, 0xf2];
@@ -63,6 +66,26 @@ const REGISTERS: &[Case] = &[
 #[test]
 fn registers() {
     check(&mut OurMachine::new(), REGISTERS);
+}
+
+/// An access with GD set is a fault, which dr6 tells of; GD is clear for the handler, which so may use the registers.
+#[test]
+fn watched_registers() {
+    let mut machine = OurMachine::new();
+    let mut state = world::at_level(0);
+    state.store(CODE, MOV_EDX_DR6);
+    state.dr[DR7] |= GD;
+    machine.load(&state);
+    assert_eq!(machine.step(), Outcome::Exception { vector: 1, error: None });
+    let end = machine.save();
+    assert_eq!((end.eip, end.gpr[gpr::EDX]), (CODE, 0));
+    assert_eq!((end.dr[DR6], end.dr[DR7] & GD), (0xffff_0ff0 | BD, 0));
+    // The level is judged first.
+    let mut state = world::at_level(3);
+    state.store(CODE, MOV_EDX_DR6);
+    state.dr[DR7] |= GD;
+    machine.load(&state);
+    assert_eq!(machine.step(), Outcome::fault(13, 0));
 }
 
 fn stepping(state: &mut State) {

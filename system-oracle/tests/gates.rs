@@ -206,6 +206,13 @@ const WHO_MAY_USE_A_GATE: &[Case] = &[
         then: Then::DeliveryRaises(13, 4 * 8 + 2),
     },
     Case {
+        says: "INT: but int1 doesn't look at the gate's level, nor tell dr6 anything",
+        level: 3,
+        code: &[0xf1],
+        given: |_| {},
+        then: Then::Delivers(|s| entered_level_0(s, 1, world::CODE + 1)),
+    },
+    Case {
         says: "6.12.1.1: nor do exceptions; what is pushed for a fault has RF set (18.3.1.1)",
         level: 3,
         code: UD2,

@@ -6,12 +6,13 @@
 //! itself; and if that goes wrong too, a double fault; and if that does, the processor shuts down.
 
 use super::gates::Gate;
-use super::{Bare, Board, DEBUG};
+use super::{Bare, Board};
 use crate::registers::SystemSegment;
 use crate::stack::{moved, on_stack};
 use lguest_switcher::cpu::{IF, NT, RF, TF, VM};
 use lguest_switcher::{Environment, Exception, Gpr, GuestVirt, Segment, SegmentRegister};
 
+const DEBUG: u8 = 1;
 const DOUBLE_FAULT: u8 = 8;
 const INVALID_TASK: u8 = 10;
 const NOT_PRESENT: u8 = 11;
@@ -40,6 +41,11 @@ pub enum Source {
         /// What CR2 becomes, for #PF.
         address: GuestVirt,
     },
+    /// #DB, whose handler finds these bits in DR6. (That of `int1` is like any other exception.)
+    Debug {
+        /// Bits of DR6.
+        reasons: u32,
+    },
     /// `int n`, `int3` or `into`, of so many bytes. eip is behind it.
     Software {
         /// The instruction's length.
@@ -55,6 +61,11 @@ impl From<Exception> for Event {
 }
 
 impl Event {
+    /// #DB for these reasons, bits of DR6.
+    pub(super) fn debug(reasons: u32) -> Self {
+        Self { vector: DEBUG, error: None, source: Source::Debug { reasons } }
+    }
+
     /// Bit 0 of the error code of what goes wrong on the way: the program didn't ask for this itself.
     pub(super) fn external(&self) -> u32 {
         u32::from(!matches!(self.source, Source::Software { .. }))
@@ -120,7 +131,7 @@ impl<B: Board> Bare<B> {
             Source::Exception { address } if event.vector == PAGE_FAULT => {
                 self.system.registers.cr2 = address.0;
             }
-            Source::Exception { .. } if event.vector == DEBUG => self.note_debug(),
+            Source::Debug { reasons } => self.system.registers.note_debug_exception(reasons),
             _ => {}
         }
     }

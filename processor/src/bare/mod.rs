@@ -13,18 +13,16 @@ mod gates;
 mod system;
 
 use crate::instructions::{Effect, execute};
-use crate::registers::{SystemRegisters, cr0, dr6};
+use crate::registers::{SystemRegisters, cr0};
 pub use delivery::{Event, Source};
 use iced_x86::Instruction;
+use lguest_switcher::breakpoints::SINGLE_STEP;
 use lguest_switcher::cpu::{IF, TF};
 use lguest_switcher::{
     Config, Exception, Exit, GuestMemory, GuestVirt, SegmentRegister, SetupError, Vcpu,
 };
 use std::sync::Arc;
 pub use system::{BareSystem, Board};
-
-/// #DB.
-const DEBUG: u8 = 1;
 
 /// A processor and its board.
 pub struct Bare<B> {
@@ -142,8 +140,9 @@ impl<B: Board> Bare<B> {
             self.shadow = None;
         }
         match exit {
-            Exit::Debug(_) if own_step => Left::Going,
-            Exit::Debug(_) => Exception::plain(DEBUG).into(),
+            Exit::Debug(SINGLE_STEP) if own_step => Left::Going,
+            Exit::Debug(reasons) if own_step => Left::Raised(Event::debug(reasons & !SINGLE_STEP)),
+            Exit::Debug(reasons) => Left::Raised(Event::debug(reasons)),
             Exit::Exception(Exception::NO_FPU) => self.without_fpu(),
             Exit::Exception(exception) => exception.into(),
             Exit::SoftwareInterrupt { vector, length } => {
@@ -172,7 +171,7 @@ impl<B: Board> Bare<B> {
             Ok(Effect::Shadow) => self.shadow = Some(self.vcpu.cpu.eip()),
             Err(exception) => return exception.into(),
         }
-        if stepping { Exception::plain(DEBUG).into() } else { Left::Going }
+        if stepping { Left::Raised(Event::debug(SINGLE_STEP)) } else { Left::Going }
     }
 
     fn delivered(&mut self, event: Event) -> Option<Stop> {
@@ -184,10 +183,5 @@ impl<B: Board> Bare<B> {
     pub fn linear_eip(&self) -> GuestVirt {
         let cpu = &self.vcpu.cpu;
         GuestVirt(cpu.segment(SegmentRegister::Cs).base.wrapping_add(cpu.eip()))
-    }
-
-    /// #DB for a single step.
-    fn note_debug(&mut self) {
-        self.system.registers.note_debug_exception(dr6::BS);
     }
 }

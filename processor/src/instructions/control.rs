@@ -2,7 +2,7 @@
 
 use super::operands::general;
 use super::{PROTECTION, Processor};
-use crate::registers::{cr0, cr4};
+use crate::registers::{cr0, cr4, dr6};
 use crate::system::PagingChange;
 use iced_x86::Instruction;
 use lguest_switcher::Exception;
@@ -18,6 +18,9 @@ impl Processor<'_> {
         let (to, from) = (instruction.op0_register(), instruction.op1_register());
         if to.is_tr() || from.is_tr() {
             return Err(Exception::INVALID_OPCODE);
+        }
+        if to.is_dr() || from.is_dr() {
+            self.detect_access()?;
         }
         if from.is_gpr32() {
             let value = self.vcpu.cpu.gpr(general(from));
@@ -37,6 +40,20 @@ impl Processor<'_> {
         };
         self.vcpu.cpu.set_gpr(general(to), value);
         Ok(())
+    }
+
+    /// An access to a debug register is about to be made.
+    ///
+    /// # Errors
+    /// #DB while DR7.GD is set, which DR6 tells of already (SDM volume 3, section "General-Detect Exception Condition").
+    fn detect_access(&mut self) -> Result<(), Exception> {
+        const DEBUG: u8 = 1;
+        let registers = self.system.registers_mut();
+        if !registers.detects_access() {
+            return Ok(());
+        }
+        registers.note_debug_exception(dr6::BD);
+        Err(Exception::plain(DEBUG))
     }
 
     fn set_control_register(&mut self, index: usize, value: u32) -> Result<(), Exception> {
