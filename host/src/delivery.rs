@@ -11,7 +11,7 @@ use crate::machine::Machine;
 use crate::trace::Event;
 use lguest_abi::segments::{KERNEL_CS, KERNEL_LEVEL};
 use lguest_abi::traps::{DEBUG, FIRST_IRQ, PAGE_FAULT, has_error_code};
-use lguest_processor::registers::dr6;
+use lguest_processor::exceptions::is_fault;
 use lguest_processor::stack::{on_stack, push};
 use lguest_switcher::address::GuestVirt;
 use lguest_switcher::cpu::{IF, NT, RF, TF, VM};
@@ -31,9 +31,6 @@ impl Machine {
                 shared.set_cr2(&self.guest.memory, address.0);
             }
         }
-        if vector == DEBUG {
-            self.guest.registers.note_debug_exception(dr6::BS);
-        }
         let error = has_error_code(vector).then_some(error.unwrap_or(0));
         let Some(gate) = self.gate(vector)? else {
             return Err(Kill::NoHandler {
@@ -46,7 +43,17 @@ impl Machine {
         let (eip, user) = (self.vcpu.cpu.eip(), !self.in_kernel());
         let address = (vector == PAGE_FAULT).then_some(address);
         self.guest.trace(|| Event::Trap { vector, error, address, eip, user });
+        if is_fault(vector) {
+            let flags = self.vcpu.cpu.eflags();
+            self.vcpu.cpu.set_eflags(flags | RF);
+        }
         self.enter(vector, gate, error)
+    }
+
+    /// Trap 1, for reasons that debug register 6 shows.
+    pub(crate) fn debug_trap(&mut self, reasons: u32) -> Result<(), Kill> {
+        self.guest.registers.note_debug_exception(reasons);
+        self.trap(Exception::plain(DEBUG))
     }
 
     /// The guest executed `int n`, `int3` or `into`; eip is behind the instruction of `length` bytes.

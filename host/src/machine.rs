@@ -22,12 +22,12 @@ use crate::shadow::Shadow;
 use crate::trace::Tracer;
 use lguest_abi::hypercall;
 use lguest_abi::segments::{INITIAL_EFLAGS, KERNEL_CS, KERNEL_DS};
-use lguest_abi::traps::{DEBUG, FIRST_IRQ};
+use lguest_abi::traps::FIRST_IRQ;
 use lguest_switcher::breakpoints::SINGLE_STEP;
 use lguest_switcher::cpu::TF;
 use lguest_switcher::{
-    Config, Exception, Exit, GuestMemory, GuestPhys, GuestVirt, Kicker, Segment, SegmentRegister,
-    SetupError, Statistics, Vcpu, View,
+    Config, Exit, GuestMemory, GuestPhys, GuestVirt, Kicker, Segment, SegmentRegister, SetupError,
+    Statistics, Vcpu, View,
 };
 use std::sync::Arc;
 
@@ -166,7 +166,7 @@ impl Machine {
                 Ok(self.software_interrupt(vector, length)?)
             }
             Exit::Exception(exception) => Ok(self.trap(exception)?),
-            Exit::Debug(_) => Ok(self.trap(Exception::plain(DEBUG))?),
+            Exit::Debug(reasons) => Ok(self.debug_trap(reasons)?),
             Exit::Privileged(instruction) => Ok(self.privileged(&instruction)?),
             Exit::Kicked => self.attend(devices),
             Exit::Watched => Ok(()),
@@ -227,7 +227,6 @@ impl Machine {
 
     /// Lets the guest run one instruction, the one behind `sti`.
     fn step(&mut self) -> Exit {
-        let stepped = Exit::Debug(SINGLE_STEP);
         let flags = self.vcpu.cpu.eflags();
         self.vcpu.cpu.set_eflags(flags | TF);
         let exit = self.vcpu.run(&mut self.guest);
@@ -235,6 +234,10 @@ impl Machine {
             return exit;
         }
         self.vcpu.cpu.set_eflags(self.vcpu.cpu.eflags() & !TF);
-        if exit == stepped { Exit::Watched } else { exit }
+        match exit {
+            Exit::Debug(SINGLE_STEP) => Exit::Watched,
+            Exit::Debug(reasons) => Exit::Debug(reasons & !SINGLE_STEP),
+            exit => exit,
+        }
     }
 }

@@ -18,12 +18,12 @@ use crate::machine::{Machine, Sleep};
 use crate::trace::Event;
 use iced_x86::{FastFormatter, Instruction};
 use lguest_abi::segments::KERNEL_LEVEL;
-use lguest_abi::traps::DEBUG;
 use lguest_processor::cpuid::cpuid;
 use lguest_processor::registers::{cr0, cr4};
-use lguest_processor::{Effect, PagingChange, System, SystemRegisters, Table, execute};
+use lguest_processor::{Done, Effect, PagingChange, System, SystemRegisters, Table, execute};
+use lguest_switcher::breakpoints::SINGLE_STEP;
 use lguest_switcher::cpu::{IF, TF};
-use lguest_switcher::{Cpu, Exception, GuestPhys, GuestVirt, SegmentRegister, Vcpu};
+use lguest_switcher::{Cpu, GuestPhys, GuestVirt, SegmentRegister, Vcpu};
 use std::arch::x86_64::CpuidResult;
 
 /// The bits of CR4 that go with what `cpuid` offers.
@@ -45,13 +45,17 @@ impl Machine {
         self.guest.trace(|| Event::Emulated { name: disassembly(instruction), eip });
         let result = execute(&mut self.vcpu, &mut self.guest, instruction);
         self.guest.verdict()?;
-        match result {
-            Ok(Effect::None) => {}
-            Ok(Effect::Halt) => self.sleep = Sleep::Instruction,
-            Ok(Effect::Shadow) => self.interrupt_shadow = Some(self.vcpu.cpu.eip()),
+        let Done { effect, hits } = match result {
+            Ok(done) => done,
             Err(exception) => return self.trap(exception),
+        };
+        match effect {
+            Effect::None => {}
+            Effect::Halt => self.sleep = Sleep::Instruction,
+            Effect::Shadow => self.interrupt_shadow = Some(self.vcpu.cpu.eip()),
         }
-        if stepping { self.trap(Exception::plain(DEBUG)) } else { Ok(()) }
+        let reasons = hits | if stepping { SINGLE_STEP } else { 0 };
+        if reasons == 0 { Ok(()) } else { self.debug_trap(reasons) }
     }
 
     /// The TS hypercall: whether FPU use raises trap 7.

@@ -238,3 +238,48 @@ fn sysenter_that_is_not_set_up_is_trap_13() {
         .powered_off();
     assert_eq!(results(&outcome), [0, USER_CODE]);
 }
+
+#[test]
+fn breakpoints_in_debug_registers_are_trap_1() {
+    const WATCHED: u32 = USER_DATA + 0x20;
+    let outcome = TinyGuest::new()
+        .handler(1, |c| {
+            // Which of them, and where; then they are off.
+            c.mov(eax, dr6)?;
+            c.mov(edx, dword_ptr(virt(RESULTS) + 60))?;
+            c.mov(dword_ptr(virt(RESULTS) + edx * 8), eax)?;
+            c.mov(ecx, dword_ptr(esp))?;
+            c.mov(dword_ptr(virt(RESULTS) + edx * 8 + 4), ecx)?;
+            c.inc(dword_ptr(virt(RESULTS) + 60))?;
+            c.xor(eax, eax)?;
+            c.mov(dr6, eax)?;
+            // RF: the instruction with the breakpoint runs when we come back.
+            c.or(dword_ptr(esp + 8), 0x1_0000)?;
+            c.iretd()
+        })
+        .handler(6, |c| c.power_off())
+        .user(|c| {
+            c.nop()?;
+            c.nop()?;
+            c.mov(dword_ptr(WATCHED + 2), eax)?;
+            c.mov(eax, dword_ptr(WATCHED))?;
+            c.ud2()
+        })
+        .kernel(|c| {
+            c.mov(dword_ptr(virt(RESULTS) + 60), 0)?;
+            c.mov(eax, USER_CODE + 1)?;
+            c.mov(dr0, eax)?;
+            c.mov(eax, WATCHED)?;
+            c.mov(dr3, eax)?;
+            // 0 on an instruction, 3 on a write of four bytes.
+            c.mov(eax, 0xd000_0081u32)?;
+            c.mov(dr7, eax)?;
+            c.enter_user()
+        })
+        .run()
+        .powered_off();
+    let [reason, place, second, behind] = results(&outcome);
+    assert_eq!((reason, place), (0xffff_0ff1, USER_CODE + 1), "before the second nop");
+    assert_eq!((second, behind), (0xffff_0ff8, USER_CODE + 7), "behind the store");
+    assert_eq!(outcome.result(15), 2);
+}

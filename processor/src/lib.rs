@@ -14,7 +14,8 @@
 //! - [`registers`]: control, debug and model-specific registers, and the tables' registers;
 //! - [`instructions`]: the privileged instructions, by groups: `flags`, `control`, `descriptor_tables`,
 //!   `model_specific`, `ports`, `fast_calls`;
-//! - [`cpuid`]: what processor this is; [`stack`]: where on a stack something is;
+//! - [`cpuid`]: what processor this is; [`stack`]: where on a stack something is; [`exceptions`]: which of them are
+//!   faults;
 //! - [`paging`]: the walk through page tables;
 //! - [`bare`]: gates, delivery, and a processor that has all of it.
 //!
@@ -24,12 +25,13 @@
 
 pub mod bare;
 pub mod cpuid;
+pub mod exceptions;
 pub mod instructions;
 pub mod paging;
 pub mod registers;
 pub mod stack;
 pub mod system;
 
-pub use instructions::{Effect, execute};
+pub use instructions::{Done, Effect, execute};
 pub use registers::{SystemRegisters, SystemSegment, TableRegister};
 pub use system::{PagingChange, System, Table};

@@ -2,6 +2,7 @@
 //!
 //! What a change of one sets off elsewhere is said in `instructions/`.
 
+use lguest_switcher::breakpoints::Breakpoint;
 use lguest_switcher::{Exception, GuestVirt};
 
 /// CR0 (SDM volume 3, section "Control Registers").
@@ -216,6 +217,33 @@ impl SystemRegisters {
             _ => value,
         };
         Ok(())
+    }
+
+    /// The breakpoints on instructions and memory that are enabled.
+    #[must_use]
+    pub fn breakpoints(&self) -> [Option<Breakpoint>; 4] {
+        let [d0, d1, d2, d3, ..] = self.debug;
+        Breakpoint::from_registers([d0, d1, d2, d3], self.debug[7])
+    }
+
+    /// The enabled breakpoints that watch one of the `bytes` ports (1, 2 or 4) from `port` on, as bits 0 to 3 of DR6. There are
+    /// such breakpoints while CR4.DE is set.
+    #[must_use]
+    pub fn port_breakpoints(&self, port: u16, bytes: u32) -> u32 {
+        const PORT: u32 = 2;
+        if self.cr4 & cr4::DE == 0 {
+            return 0;
+        }
+        let control = self.debug[7];
+        let hit = |slot: &u32| {
+            let enabled = control >> (2 * slot) & 3 != 0;
+            let condition = control >> (16 + 4 * slot) & 15;
+            let last = condition >> 2;
+            let start = self.debug[*slot as usize] & !last;
+            let apart = u32::from(port) > start + last || start >= u32::from(port) + bytes;
+            enabled && condition & 3 == PORT && !apart
+        };
+        (0..4).filter(hit).map(|slot| 1 << slot).sum()
     }
 
     /// An access to a debug register is to raise #DB.

@@ -7,6 +7,7 @@
 
 use super::gates::Gate;
 use super::{Bare, Board};
+use crate::exceptions::is_fault;
 use crate::registers::SystemSegment;
 use crate::stack::{moved, on_stack};
 use lguest_switcher::cpu::{IF, NT, RF, TF, VM};
@@ -71,11 +72,8 @@ impl Event {
         u32::from(!matches!(self.source, Source::Software { .. }))
     }
 
-    /// It is a fault: the handler, when it returns, runs the instruction at eip once more, so instruction
-    /// breakpoints there have been seen to already.
     fn is_fault(&self) -> bool {
-        matches!(self.source, Source::Exception { .. })
-            && matches!(self.vector, 0 | 5..=7 | 10..=14 | 16 | 17 | 19)
+        matches!(self.source, Source::Exception { .. }) && is_fault(self.vector)
     }
 
     /// What is delivered when `exception` meets it on the way; `None` for shutdown (SDM volume 3, section "Interrupt

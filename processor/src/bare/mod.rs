@@ -12,7 +12,7 @@ mod fpu;
 mod gates;
 mod system;
 
-use crate::instructions::{Effect, execute};
+use crate::instructions::{Done, Effect, execute};
 use crate::registers::{SystemRegisters, cr0};
 pub use delivery::{Event, Source};
 use iced_x86::Instruction;
@@ -165,13 +165,17 @@ impl<B: Board> Bare<B> {
     /// eip is at a privileged instruction.
     fn privileged(&mut self, instruction: &Instruction) -> Left {
         let stepping = self.vcpu.cpu.eflags() & TF != 0;
-        match execute(&mut self.vcpu, &mut self.system, instruction) {
-            Ok(Effect::None) => {}
-            Ok(Effect::Halt) => self.halted = true,
-            Ok(Effect::Shadow) => self.shadow = Some(self.vcpu.cpu.eip()),
+        let Done { effect, hits } = match execute(&mut self.vcpu, &mut self.system, instruction) {
+            Ok(done) => done,
             Err(exception) => return exception.into(),
+        };
+        match effect {
+            Effect::None => {}
+            Effect::Halt => self.halted = true,
+            Effect::Shadow => self.shadow = Some(self.vcpu.cpu.eip()),
         }
-        if stepping { Left::Raised(Event::debug(SINGLE_STEP)) } else { Left::Going }
+        let reasons = hits | if stepping { SINGLE_STEP } else { 0 };
+        if reasons == 0 { Left::Going } else { Left::Raised(Event::debug(reasons)) }
     }
 
     fn delivered(&mut self, event: Event) -> Option<Stop> {

@@ -27,7 +27,9 @@ impl Processor<'_> {
             if to.is_cr() {
                 return self.set_control_register(to.number(), value);
             }
-            return self.system.registers_mut().set_debug(to.number(), value);
+            self.system.registers_mut().set_debug(to.number(), value)?;
+            self.vcpu.set_breakpoints(self.system.registers().breakpoints());
+            return Ok(());
         }
         let registers = self.system.registers();
         let value = match from.number() {

@@ -14,10 +14,11 @@ mod model_specific;
 mod operands;
 mod ports;
 
+use crate::stack::on_stack;
 use crate::system::System;
 use iced_x86::{Instruction, Mnemonic};
 use lguest_switcher::cpu::IOPL;
-use lguest_switcher::{Exception, Gpr, GuestVirt, PageFault, Vcpu};
+use lguest_switcher::{Exception, Gpr, GuestVirt, PageFault, SegmentRegister, Vcpu};
 
 /// #GP(0).
 const PROTECTION: Exception = Exception::protection(0);
@@ -33,6 +34,15 @@ pub enum Effect {
     Shadow,
 }
 
+/// How an instruction ended that raised no exception.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Done {
+    /// What it asks for.
+    pub effect: Effect,
+    /// The breakpoints that its accesses have hit, as bits 0 to 3 of DR6: if there are any, #DB follows.
+    pub hits: u32,
+}
+
 /// Carries out the privileged `instruction`, which eip is at.
 ///
 /// # Errors
@@ -41,14 +51,18 @@ pub fn execute(
     vcpu: &mut Vcpu,
     system: &mut dyn System,
     instruction: &Instruction,
-) -> Result<Effect, Exception> {
-    Processor { vcpu, system }.execute(instruction)
+) -> Result<Done, Exception> {
+    let mut processor = Processor { vcpu, system, hits: 0 };
+    let effect = processor.execute(instruction)?;
+    Ok(Done { effect, hits: processor.hits })
 }
 
 /// The processor, both halves.
 struct Processor<'a> {
     vcpu: &'a mut Vcpu,
     system: &'a mut dyn System,
+    /// Breakpoints hit, as in [`Done::hits`].
+    hits: u32,
 }
 
 impl Processor<'_> {
@@ -150,7 +164,15 @@ impl Processor<'_> {
 
     /// `iret` with operands of `size` bytes.
     fn interrupt_return(&mut self, size: u32) -> Result<Effect, Exception> {
+        let cpu = &self.vcpu.cpu;
+        let (stack, level) = (cpu.segment(SegmentRegister::Ss), cpu.cpl());
+        let frame = on_stack(&stack, cpu.gpr(Gpr::Esp), size);
         self.vcpu.iret(self.system, size)?;
+        // eip, cs and eflags; to an outer level esp and ss as well.
+        let words = if self.vcpu.cpu.cpl() == level { 3 } else { 5 };
+        if let Ok(frame) = frame {
+            self.touch(frame, words * size, false);
+        }
         Ok(Effect::None)
     }
 
@@ -168,13 +190,21 @@ impl Processor<'_> {
         let mut bytes = [0; N];
         let user = self.user();
         self.vcpu.read_virt(self.system, at, &mut bytes, user)?;
+        self.touch(at, N as u32, false);
         Ok(bytes)
     }
 
     /// Writes memory with the rights of the current level.
     fn write(&mut self, at: GuestVirt, bytes: &[u8]) -> Result<(), PageFault> {
         let user = self.user();
-        self.vcpu.write_virt(self.system, at, bytes, user)
+        self.vcpu.write_virt(self.system, at, bytes, user)?;
+        self.touch(at, bytes.len() as u32, true);
+        Ok(())
+    }
+
+    /// Memory was accessed: notes the breakpoints there.
+    fn touch(&mut self, at: GuestVirt, bytes: u32, write: bool) {
+        self.hits |= self.vcpu.breakpoints_touched(at, bytes, write);
     }
 
     /// Reads a table of the processor's own: as level 0 does, whatever the current one.

@@ -19,6 +19,7 @@ impl Processor<'_> {
     pub(super) fn port_in(&mut self, instruction: &Instruction) -> Result<(), Exception> {
         let bytes = accumulator_bytes(instruction.op0_register());
         let port = self.port(instruction.op1_kind(), instruction, bytes)?;
+        self.hits |= self.system.registers().port_breakpoints(port, bytes);
         let value = self.system.port_in(port, bytes);
         let mask = u32::MAX >> (32 - bytes * 8);
         let eax = self.vcpu.cpu.gpr(Gpr::Eax);
@@ -31,6 +32,7 @@ impl Processor<'_> {
         let bytes = accumulator_bytes(instruction.op1_register());
         let port = self.port(instruction.op0_kind(), instruction, bytes)?;
         let value = self.vcpu.cpu.gpr(Gpr::Eax) & u32::MAX >> (32 - bytes * 8);
+        self.hits |= self.system.registers().port_breakpoints(port, bytes);
         self.system.port_out(port, bytes, value);
         Ok(())
     }
@@ -67,6 +69,10 @@ impl Processor<'_> {
                 break;
             }
             self.advance(Gpr::Ecx, u32::MAX, mask);
+            if self.hits != 0 {
+                // The trap comes between two elements.
+                break;
+            }
         }
         Ok(Effect::None)
     }
@@ -82,13 +88,17 @@ impl Processor<'_> {
         let user = self.user();
         let mut element = [0; 4];
         let element = &mut element[..size as usize];
+        self.hits |= self.system.registers().port_breakpoints(port, size);
         if input {
             self.vcpu.check_write(self.system, at, size, user)?;
             let value = self.system.port_in(port, size).to_le_bytes();
             element.copy_from_slice(&value[..size as usize]);
-            return Ok(self.vcpu.write_virt(self.system, at, element, user)?);
+            self.vcpu.write_virt(self.system, at, element, user)?;
+            self.touch(at, size, true);
+            return Ok(());
         }
         self.vcpu.read_virt(self.system, at, element, user)?;
+        self.touch(at, size, false);
         let value = element.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
         self.system.port_out(port, size, value);
         Ok(())
