@@ -217,6 +217,37 @@ fn single_stepping_stops_behind_each_instruction() {
 }
 
 #[test]
+fn single_stepping_sees_each_repetition_but_not_what_a_new_stack_segment_holds_back() {
+    // SDM volume 3, sections "Single-Step Exception Condition" and "Masking Exceptions and
+    // Interrupts When Switching Stacks".
+    let mut guest = Guest::user(|a| {
+        a.rep().movsb()?; // 2 bytes, nothing to do
+        a.mov(ecx, 3)?; // 5
+        a.rep().movsb()?; // 2
+        a.mov(eax, ss)?; // 2
+        a.mov(ss, eax)?; // 2
+        a.inc(edx)?; // 1
+        a.push(ss)?; // 1
+        a.pop(ss)?; // 1
+        a.inc(edx)?; // 1
+        a.inc(edx) // 1
+    });
+    guest.set_gpr(Gpr::Esi, DATA);
+    guest.set_gpr(Gpr::Edi, DATA + 0x10);
+    guest.poke(DATA, b"abc");
+    guest.vcpu.cpu.set_eflags(0x100);
+    let mut stops = Vec::new();
+    while stops.last() != Some(&18) {
+        assert_eq!(guest.exception(), Exception::plain(1));
+        stops.push(guest.vcpu.cpu.eip() - USER);
+    }
+    assert_eq!(stops, [2, 7, 7, 7, 9, 11, 14, 15, 17, 18]);
+    assert_eq!(guest.peek(DATA + 0x10), u32::from_le_bytes(*b"abc\0"));
+    guest.vcpu.cpu.set_eflags(0);
+    guest.finish();
+}
+
+#[test]
 fn segments_with_a_base_and_with_a_limit() {
     let mut guest = Guest::user(|a| {
         a.mov(eax, dword_ptr(4).fs())?;
