@@ -17,7 +17,6 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Action {
-    /// Boot a guest, and be its console until it ends
     Run(Run),
     /// Show what the loader sees in a kernel, without running it
     Inspect {

@@ -103,7 +103,15 @@ fn wrong_usage_is_status_2() {
 fn help_teaches() {
     let (status, out, _) = finish(&mut lguest(&["run", "--help"]));
     assert_eq!(status, Some(0));
-    for part in ["--memory", "--initrd", "--trace", "three ^C", "Exit status:", "143"] {
+    for part in [
+        "--memory",
+        "--initrd",
+        "--trace",
+        "the guest's keyboard",
+        "three ^C",
+        "Exit status:",
+        "143",
+    ] {
         assert!(out.contains(part), "{part} isn't in:\n{out}");
     }
     let (status, out, _) = finish(&mut lguest(&["--help"]));
