@@ -39,7 +39,7 @@ pub mod vm;
 
 pub use console::Console;
 pub use control::{StopReason, Stopper};
-pub use loader::{Kernel, KernelError, ReadKernelError};
+pub use loader::{Generation, Kernel, KernelError, NoGeneration, ReadKernelError};
 pub use memory_size::{MemorySize, MemorySizeError};
 pub use trace::Trace;
 pub use vm::{BuildError, Ending, RunError, Vm, VmBuilder};

@@ -1,26 +1,39 @@
 //! Kernels, from the bytes of a file to something that can be laid out in memory.
 //!
 //! Two forms are understood: an ELF file, which says itself where its parts belong
-//! ([`elf`]), and a compressed bzImage as distributions ship it ([`bzimage`]), which says
-//! next to nothing and is searched for clues. Both end as a [`Kernel`]: segments, the distance
-//! between virtual and physical addresses, and the entry point. The bytes come from a user and may
-//! be anything, so each way of being wrong has a sentence of its own.
+//! ([`elf`]), and a bzImage as distributions ship it ([`bzimage`]), which has such a file packed into it, or, if it is old, bare
+//! memory that is searched for clues. Both end as a [`Kernel`]: segments, the distance
+//! between virtual and physical addresses, the entry point, and which of lguest's interfaces it speaks
+//! ([`generation`]). The bytes come from a user and may
+//! be anything, so each way of being wrong has a sentence of its own ([`error`]).
 //!
 //! The story goes on in [`layout`](crate::layout), where the segments find their places.
 
+mod block_formats;
 mod bzimage;
+mod compression;
 mod elf;
+mod error;
+mod generation;
+mod setup_header;
+
+pub use bzimage::{BzImage, Payload};
+pub use compression::Compression;
+pub use error::{KernelError, ReadKernelError};
+pub use generation::{Generation, NoGeneration, UnknownName, Version};
+pub use setup_header::{Protocol, SetupHeader};
 
 use lguest_switcher::{GuestPhys, GuestVirt};
-use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+use memchr::memmem;
+use std::path::Path;
+use std::{fmt, fs};
 
 // ANCHOR: finding_the_entry
 /// The bytes that stand directly in front of a kernel's lguest entry.
 ///
 /// A kernel built for several machines has several ways in; this is how the launcher finds the one
 /// that knows it is a guest. No header says where it is, so the image is searched for it, lowest
-/// address first.
+/// address first. From Linux 2.6.24 on there is one way in for all machines, which asks the boot parameters where it is.
 pub use lguest_abi::boot::SIGNATURE;
 // ANCHOR_END: finding_the_entry
 
@@ -37,7 +50,10 @@ pub struct Kernel {
     format: Format,
     segments: Vec<Segment>,
     page_offset: u32,
-    entry: GuestVirt,
+    banner: Option<String>,
+    common_entry: GuestPhys,
+    behind_signature: Option<GuestVirt>,
+    generation: Result<Generation, NoGeneration>,
 }
 
 /// The form a kernel came in.
@@ -45,8 +61,8 @@ pub struct Kernel {
 pub enum Format {
     /// A 32-bit ELF executable.
     Elf,
-    /// A bzImage: set-up code for a real PC, which is skipped, and the kernel proper, gzipped.
-    BzImage,
+    /// A bzImage: set-up code for a real PC, which is skipped, and the kernel proper, compressed.
+    BzImage(BzImage),
 }
 
 /// A piece of the kernel that goes to one place in memory.
@@ -55,125 +71,6 @@ pub struct Segment {
     phys: GuestPhys,
     bytes: Vec<u8>,
     size: u32,
-}
-
-/// What is wrong with a kernel image. Each message completes "… can't be booted: ".
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KernelError {
-    /// Nothing in it.
-    #[error("the file is empty")]
-    Empty,
-    /// Neither of the two forms.
-    #[error("it is neither an ELF file nor a bzImage")]
-    UnknownFormat,
-    /// It ends before something it announces.
-    #[error("it is cut short: {what} would end at byte {end}, and the file has {have}")]
-    Truncated {
-        /// What is missing, as a noun.
-        what: &'static str,
-        /// Where it would end, in bytes from the start of the file.
-        end: u64,
-        /// The file's length in bytes.
-        have: u64,
-    },
-    /// A program of the host's own kind.
-    #[error("it is a 64-bit ELF file, and lguest runs 32-bit kernels")]
-    SixtyFourBit,
-    /// The other end first.
-    #[error("it is a big-endian ELF file, and lguest runs kernels for 32-bit x86")]
-    BigEndian,
-    /// Another processor's code.
-    #[error(
-        "it is built for another processor (ELF machine {0}), and lguest runs kernels for 32-bit x86 (machine 3)"
-    )]
-    WrongMachine(u16),
-    /// An object file, a shared library, a core dump.
-    #[error("it isn't a linked executable (ELF type {0}; an executable has 2)")]
-    NotExecutable(u16),
-    /// Program headers of a size that isn't theirs.
-    #[error("its program headers are {0} bytes each, where 32-bit ELF has 32")]
-    HeaderSize(u16),
-    /// Nothing to load.
-    #[error("it has no loadable segments, so there is nothing to run")]
-    NoSegments,
-    /// More bytes in the file than in memory.
-    #[error("its segment at {phys} has {file} bytes in the file and only {memory} in memory")]
-    SegmentShrinks {
-        /// Where it belongs.
-        phys: GuestPhys,
-        /// Bytes the file has for it.
-        file: u32,
-        /// Bytes it says it takes in memory.
-        memory: u32,
-    },
-    /// It runs over the end of the physical addresses.
-    #[error("its segment at {phys} is {size} bytes long and runs past 4 GiB")]
-    SegmentWraps {
-        /// Where it begins.
-        phys: GuestPhys,
-        /// Its bytes in memory.
-        size: u32,
-    },
-    /// Segments that disagree about the linear mapping.
-    #[error(
-        "its segments disagree on where memory is mapped: one at {first:#x} above its physical address, one at {other:#x}"
-    )]
-    MixedOffsets {
-        /// Virtual minus physical address of the first segment.
-        first: u32,
-        /// And of one that differs.
-        other: u32,
-    },
-    /// The linear mapping begins where it can't.
-    #[error("it wants memory mapped at {0:#x}, which must be a multiple of 16 MiB, and not 0")]
-    BadPageOffset(u32),
-    /// No entry for us.
-    #[error(
-        "there is no \"GenuineLguest\" in it: it was built without support for running under lguest"
-    )]
-    NoSignature,
-    /// A bzImage whose kernel isn't compressed by gzip.
-    #[error(
-        "it is a bzImage without a gzip stream; if it is compressed another way, use the vmlinux it was made from"
-    )]
-    NoGzip,
-    /// The gzip stream is broken.
-    #[error("its gzip stream can't be unpacked: {0}")]
-    BadGzip(io::Error),
-    /// The gzip stream is a bomb.
-    #[error("it unpacks to more than {limit} bytes, which is no kernel")]
-    TooLarge {
-        /// The most that is unpacked.
-        limit: u64,
-    },
-    /// The clues to a bzImage's virtual addresses are missing.
-    #[error(
-        "nothing in it tells where it wants memory mapped (no `mov %eax` from the same 16 MiB four times)"
-    )]
-    NoPageOffset,
-}
-
-/// A kernel that couldn't be had from a file.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReadKernelError {
-    /// The file can't be read.
-    #[error("{path} can't be read: {error}", path = path.display())]
-    Unreadable {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        error: io::Error,
-    },
-    /// The file can be read, and is no kernel.
-    #[error("{path} can't be booted: {error}", path = path.display())]
-    NoKernel {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        error: KernelError,
-    },
 }
 
 impl Kernel {
@@ -186,23 +83,44 @@ impl Kernel {
             return Err(KernelError::Empty);
         } else if elf::recognizes(file) {
             (Format::Elf, elf::read(file)?)
-        } else if bzimage::recognizes(file) {
-            (Format::BzImage, bzimage::read(file)?)
+        } else if SetupHeader::is_in(file) {
+            let (bzimage, image) = bzimage::read(file)?;
+            (Format::BzImage(bzimage), image)
         } else {
             return Err(KernelError::UnknownFormat);
         };
-        let Image { mut segments, page_offset } = image;
+        let Image { mut segments, page_offset, entry: common_entry } = image;
         if page_offset == 0 || !page_offset.is_multiple_of(PAGE_OFFSET_GRAIN) {
             return Err(KernelError::BadPageOffset(page_offset));
         }
         segments.sort_by_key(|segment| segment.phys);
-        let entry = segments
+        let behind_signature = segments
             .iter()
             .find_map(Segment::behind_signature)
-            .ok_or(KernelError::NoSignature)?
-            .0
-            .wrapping_add(page_offset);
-        Ok(Self { format, segments, page_offset, entry: GuestVirt(entry) })
+            .map(|GuestPhys(phys)| GuestVirt(phys.wrapping_add(page_offset)));
+        let banner = generation::banner(&segments);
+        let version = banner.as_deref().and_then(Version::of_banner);
+        let generation = Generation::of(behind_signature.is_some(), version);
+        Ok(Self {
+            format,
+            segments,
+            page_offset,
+            banner,
+            common_entry,
+            behind_signature,
+            generation,
+        })
+    }
+
+    /// The same kernel, taken to speak this generation of the interface, whatever it looks like.
+    ///
+    /// # Errors
+    /// The generation's kernels have a signature, and this one hasn't.
+    pub fn with_generation(self, generation: Generation) -> Result<Self, KernelError> {
+        if generation.is_signed() && self.behind_signature.is_none() {
+            return Err(KernelError::NoSignature);
+        }
+        Ok(Self { generation: Ok(generation), ..self })
     }
 
     /// Reads a kernel from a file.
@@ -244,10 +162,35 @@ impl Kernel {
         GuestVirt(self.page_offset)
     }
 
-    /// Where it begins to run: the byte behind its [`SIGNATURE`].
+    /// The line that a Linux begins its messages with: its version, who built it, and when.
+    #[must_use]
+    pub fn banner(&self) -> Option<&str> {
+        self.banner.as_deref()
+    }
+
+    /// Which generation of lguest's interface it speaks.
+    ///
+    /// # Errors
+    /// Why it speaks none.
+    pub fn generation(&self) -> Result<Generation, NoGeneration> {
+        self.generation
+    }
+
+    /// Whether it looks as if it was built to run under lguest. That is certain for kernels that have a
+    /// [`SIGNATURE`]; for later ones it is a guess by a word in them, good enough for a warning.
+    #[must_use]
+    pub fn has_guest_support(&self) -> bool {
+        self.behind_signature.is_some() || generation::names_lguest(&self.segments)
+    }
+
+    /// Where it begins to run: the byte behind its [`SIGNATURE`], or for later generations its one
+    /// entry for all machines, where paging is still to come and virtual addresses are physical.
     #[must_use]
     pub fn entry(&self) -> GuestVirt {
-        self.entry
+        match (self.generation, self.behind_signature) {
+            (Ok(generation), Some(entry)) if generation.is_signed() => entry,
+            _ => GuestVirt(self.common_entry.0),
+        }
     }
 
     /// The first byte it takes in memory.
@@ -306,7 +249,7 @@ impl Segment {
 
     /// The physical address behind the first signature in it.
     fn behind_signature(&self) -> Option<GuestPhys> {
-        let at = self.bytes.windows(SIGNATURE.len()).position(|window| window == SIGNATURE)?;
+        let at = memmem::find(&self.bytes, SIGNATURE)?;
         let behind = u32::try_from(at + SIGNATURE.len()).ok()?;
         Some(self.phys.wrapping_add(behind))
     }
@@ -322,13 +265,32 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Elf => "32-bit x86 ELF executable",
-            Self::BzImage => "bzImage with a gzipped kernel",
+            Self::BzImage(_) => "bzImage",
         })
     }
 }
 
-/// What both forms boil down to, before the entry is looked for.
+/// What both forms boil down to, before anything is looked for in it.
 struct Image {
     segments: Vec<Segment>,
     page_offset: u32,
+    /// Where the kernel is entered on all machines but the first generation's lguest.
+    entry: GuestPhys,
+}
+
+/// `bytes` of the file from `start` on.
+fn piece<'a>(
+    file: &'a [u8],
+    what: &'static str,
+    start: u64,
+    bytes: u64,
+) -> Result<&'a [u8], KernelError> {
+    let missing = || truncated(what, start, bytes, file);
+    let end = usize::try_from(start + bytes).map_err(|_| missing())?;
+    let start = usize::try_from(start).map_err(|_| missing())?;
+    file.get(start..end).ok_or_else(missing)
+}
+
+fn truncated(what: &'static str, start: u64, bytes: u64, file: &[u8]) -> KernelError {
+    KernelError::Truncated { what, end: start + bytes, have: file.len() as u64 }
 }

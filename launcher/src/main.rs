@@ -11,6 +11,8 @@ mod arguments;
 mod failure;
 #[path = "command/inspect.rs"]
 mod inspect;
+#[path = "command/kernel_file.rs"]
+mod kernel_file;
 #[path = "command/run.rs"]
 mod run;
 
@@ -21,7 +23,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let done = match Arguments::parse().action {
         Action::Run(arguments) => run::run(arguments),
-        Action::Inspect { kernel } => inspect::inspect(&kernel),
+        Action::Inspect(arguments) => inspect::inspect(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@ use crate::console::{Console, ConsoleDevice};
 use crate::control::{Control, StopReason, Stopper};
 use crate::devices::{DEVICE_BYTES, DeviceSet, write_descriptors};
 use crate::layout::{Layout, LayoutError};
-use crate::loader::{Kernel, KernelError};
+use crate::loader::{Generation, Kernel, KernelError, NoGeneration};
 use crate::memory_size::MemorySize;
 use crate::terminal::RawTerminal;
 use lguest_host::{End, Kill, Machine, MachineConfig, SetupError, Tracer};
@@ -56,6 +56,15 @@ pub enum BuildError {
     /// The bundled kernel isn't one.
     #[error("the bundled kernel can't be booted: {0}")]
     BundledKernel(#[from] KernelError),
+    /// The kernel is no guest of lguest's.
+    #[error("the kernel can't be booted: {0}")]
+    NoGuest(#[from] NoGeneration),
+    /// The kernel is one that the Host doesn't understand.
+    #[error(
+        "the kernel can't be run yet: it speaks generation {0} of lguest's interface ({kernels}), and so far only the first is understood",
+        kernels = .0.kernels()
+    )]
+    Generation(Generation),
     /// Something doesn't fit into its memory.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -136,6 +145,10 @@ impl VmBuilder {
             Some(kernel) => kernel,
             None => Kernel::bundled()?,
         };
+        match kernel.generation()? {
+            Generation::First => {}
+            later => return Err(BuildError::Generation(later)),
+        }
         let initrd = self.initrd.len() as u64;
         let layout = Layout::plan(self.memory, &kernel, &self.arguments, initrd)?;
         let memory = guest_memory(self.memory, &layout, &kernel, &self.initrd)

@@ -1,7 +1,8 @@
 //! The command line, and the help that teaches it.
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use lguest::MemorySize;
+use lguest::{Generation, MemorySize};
 use std::path::PathBuf;
 
 /// Boots 32-bit lguest kernels in an ordinary process.
@@ -18,11 +19,7 @@ pub(crate) struct Arguments {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Action {
     Run(Run),
-    /// Show what the loader sees in a kernel, without running it
-    Inspect {
-        /// The kernel: a 32-bit ELF file or a bzImage
-        kernel: PathBuf,
-    },
+    Inspect(Inspect),
 }
 
 /// Boot a guest, and be its console until it ends
@@ -44,12 +41,34 @@ pub(crate) struct Run {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
 
+    /// Take the kernel to speak this generation of lguest's interface, rather than look which
+    #[arg(long, value_name = "GENERATION", value_parser = generation(), requires = "kernel")]
+    pub(crate) abi: Option<Generation>,
+
     /// The kernel to boot: a 32-bit ELF file or a bzImage [default: the bundled one]
     pub(crate) kernel: Option<PathBuf>,
 
     /// Words for the kernel's command line
     #[arg(last = true, value_name = "KERNEL ARGS")]
     pub(crate) arguments: Vec<String>,
+}
+
+/// Show what the loader sees in a kernel, without running it
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_INSPECT)]
+pub(crate) struct Inspect {
+    /// Take the kernel to speak this generation of lguest's interface, rather than look which
+    #[arg(long, value_name = "GENERATION", value_parser = generation())]
+    pub(crate) abi: Option<Generation>,
+
+    /// The kernel: a 32-bit ELF file or a bzImage
+    pub(crate) kernel: PathBuf,
+}
+
+/// Generations by their names; help lists them with their kernels.
+fn generation() -> impl TypedValueParser<Value = Generation> {
+    let names = Generation::ALL.map(|it| PossibleValue::new(it.name()).help(it.kernels()));
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Generation>())
 }
 
 const EXAMPLES: &str = "\
@@ -67,6 +86,20 @@ Exit status:
   2    it never started: wrong usage, an unreadable kernel, something missing on this machine
   130  three ^C ended it
   143  SIGTERM ended it (another signal n: 128 + n)";
+
+const AFTER_INSPECT: &str = "\
+Lines, as far as the file says something about them, and then its segments:
+  banner         what a Linux says first: its version, who built it, and when
+  interface      the generation of lguest's interface that it speaks, as for --abi, or why none
+  guest support  whether it looks as if it was built to run under lguest
+  boot protocol  the version of a bzImage's header
+  payload        how its kernel is compressed, where it is, its bytes there and unpacked
+  command line   how much of it the kernel keeps
+  relocatable    whether it may lie elsewhere than at its load address
+  load address   the physical address where it begins
+  memory         where it ends, and how far it goes before it looks how much there is
+  mapped at      the virtual address at which it expects physical address 0
+  entry          where it begins to run";
 
 #[cfg(test)]
 mod tests {
@@ -87,6 +120,17 @@ mod tests {
         assert_eq!(run.memory, "1G".parse().unwrap());
         assert_eq!(run.kernel, Some("vmlinux".into()));
         assert_eq!(run.arguments, ["--memory", "quiet"]);
+    }
+
+    #[test]
+    fn a_generation_is_named_for_a_kernel() {
+        let line = ["lguest", "run", "--abi", "2.6.24", "vmlinux"];
+        let Action::Run(run) = Arguments::try_parse_from(line).unwrap().action else {
+            panic!("not a run");
+        };
+        assert_eq!(run.abi, Some(Generation::V2_6_24));
+        assert!(Arguments::try_parse_from(&line[..4]).is_err(), "the bundled kernel has its own");
+        assert!(Arguments::try_parse_from(["lguest", "run", "--abi", "3.0", "vmlinux"]).is_err());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::arguments::Run;
 use crate::failure::{Failure, of_ending};
-use lguest::{Console, Ending, Kernel, Stopper, Trace, Vm, rescue};
+use crate::kernel_file;
+use lguest::{Console, Ending, Stopper, Trace, Vm, rescue};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::Path;
@@ -23,7 +24,14 @@ pub(crate) fn run(arguments: Run) -> Result<(), Failure> {
     rescue::on_crash();
     let mut builder = Vm::builder().memory(arguments.memory).arguments(arguments.arguments);
     if let Some(path) = &arguments.kernel {
-        builder = builder.kernel(Kernel::read(path).map_err(Failure::Kernel)?);
+        let kernel = kernel_file::read(path, arguments.abi)?;
+        if kernel.generation().is_ok() && !kernel.has_guest_support() {
+            eprintln!(
+                "lguest: {} looks as if it was built without LGUEST_GUEST, and won't boot then",
+                path.display()
+            );
+        }
+        builder = builder.kernel(kernel);
     }
     if let Some(path) = &arguments.initrd {
         builder = builder.initrd(fs::read(path).map_err(file_failure("initrd", path))?);

@@ -5,7 +5,7 @@
 //! address they go to. Its virtual address lies `PAGE_OFFSET` higher, the same distance for all of
 //! them, since the launcher maps memory once, in a piece.
 
-use super::{Image, KernelError, Segment};
+use super::{Image, KernelError, Segment, piece, truncated};
 use lguest_switcher::GuestPhys;
 use object::LittleEndian;
 use object::elf::{
@@ -32,9 +32,8 @@ pub(super) fn read(file: &[u8]) -> Result<Image, KernelError> {
     let mut segments = Vec::new();
     let mut page_offset = None;
     for program_header in program_headers(file, header)? {
-        if program_header.p_type.get(LittleEndian) != PT_LOAD
-            || program_header.p_memsz.get(LittleEndian) == 0
-        {
+        let size = program_header.p_memsz.get(LittleEndian);
+        if program_header.p_type.get(LittleEndian) != PT_LOAD || size == 0 {
             continue;
         }
         let virt = program_header.p_vaddr.get(LittleEndian);
@@ -44,10 +43,14 @@ pub(super) fn read(file: &[u8]) -> Result<Image, KernelError> {
         if first != other {
             return Err(KernelError::MixedOffsets { first, other });
         }
-        segments.push(segment(file, program_header)?);
+        let bytes = segment_bytes(file, program_header)?;
+        segments.push(Segment::new(GuestPhys(phys), bytes.to_vec(), size)?);
     }
     match page_offset {
-        Some(page_offset) => Ok(Image { segments, page_offset }),
+        Some(page_offset) => {
+            let entry = GuestPhys(header.e_entry.get(LittleEndian));
+            Ok(Image { segments, page_offset, entry })
+        }
         None => Err(KernelError::NoSegments),
     }
 }
@@ -87,7 +90,7 @@ fn program_headers<'a>(
     if usize::from(each) != size_of::<ProgramHeader>() {
         return Err(KernelError::HeaderSize(each));
     }
-    let start = header.e_phoff.get(LittleEndian);
+    let start = u64::from(header.e_phoff.get(LittleEndian));
     let bytes = u64::from(count) * u64::from(each);
     let table = piece(file, "its table of program headers", start, bytes)?;
     match slice_from_bytes::<ProgramHeader>(table, usize::from(count)) {
@@ -96,31 +99,9 @@ fn program_headers<'a>(
     }
 }
 
-/// One loadable segment with its bytes.
-fn segment(file: &[u8], header: &ProgramHeader) -> Result<Segment, KernelError> {
+/// What the file has for one segment.
+fn segment_bytes<'a>(file: &'a [u8], header: &ProgramHeader) -> Result<&'a [u8], KernelError> {
     let start = header.p_offset.get(LittleEndian);
     let bytes = header.p_filesz.get(LittleEndian);
-    let bytes = piece(file, "a segment", start, u64::from(bytes))?;
-    Segment::new(
-        GuestPhys(header.p_paddr.get(LittleEndian)),
-        bytes.to_vec(),
-        header.p_memsz.get(LittleEndian),
-    )
-}
-
-/// `bytes` of the file from `start` on.
-fn piece<'a>(
-    file: &'a [u8],
-    what: &'static str,
-    start: u32,
-    bytes: u64,
-) -> Result<&'a [u8], KernelError> {
-    let missing = || truncated(what, start, bytes, file);
-    let end = usize::try_from(u64::from(start) + bytes).map_err(|_| missing())?;
-    let start = usize::try_from(start).map_err(|_| missing())?;
-    file.get(start..end).ok_or_else(missing)
-}
-
-fn truncated(what: &'static str, start: u32, bytes: u64, file: &[u8]) -> KernelError {
-    KernelError::Truncated { what, end: u64::from(start) + bytes, have: file.len() as u64 }
+    piece(file, "a segment", start.into(), bytes.into())
 }

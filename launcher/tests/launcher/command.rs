@@ -1,6 +1,10 @@
 //! The command as a user types it: what it prints, and its exit statuses.
 
-use crate::tiny_guest::{crashing, power_off};
+use crate::bzimage;
+use crate::elf_file::{Segment, elf};
+use crate::tiny_guest::power_off;
+use lguest::Generation;
+use lguest::loader::Compression;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -51,8 +55,33 @@ fn a_bad_kernel_is_a_sentence_and_status_2() {
     let unsigned: Vec<u8> = whole.iter().map(|&b| if b == b'G' { b'g' } else { b }).collect();
     assert_eq!(
         refusal(&unsigned, &[]),
+        "lguest: the kernel can't be booted: there is neither \"GenuineLguest\" nor a Linux banner in it, so it is no guest of lguest's\n"
+    );
+    assert_eq!(
+        refusal(&unsigned, &["--abi", "first"]),
         "lguest: KERNEL can't be booted: there is no \"GenuineLguest\" in it: it was built without support for running under lguest\n"
     );
+}
+
+/// A kernel of Linux 4.1.15 that was, or wasn't, built to be a guest.
+fn linux(is_guest: bool) -> Vec<u8> {
+    let word = if is_guest { "LGUEST\0" } else { "GUEST\0" };
+    let text = format!("Linux version 4.1.15 (me@here) #1\n\0{word}");
+    elf(&[Segment::at(0x100_0000, text.as_bytes())])
+}
+
+#[test]
+fn a_kernel_of_a_later_generation_is_a_sentence_and_status_2() {
+    let sentence = "lguest: the kernel can't be run yet: it speaks generation 4.0 of lguest's interface (Linux 4.0 to 4.13), and so far only the first is understood\n";
+    assert_eq!(refusal(&linux(true), &[]), sentence);
+    assert_eq!(
+        refusal(&linux(false), &[]),
+        format!(
+            "lguest: KERNEL looks as if it was built without LGUEST_GUEST, and won't boot then\n{sentence}"
+        )
+    );
+    let error = refusal(&power_off(), &["--abi", "2.6.24"]);
+    assert!(error.contains("generation 2.6.24 of lguest's interface (Linux 2.6.24)"), "{error}");
 }
 
 #[test]
@@ -103,15 +132,17 @@ fn wrong_usage_is_status_2() {
 fn help_teaches() {
     let (status, out, _) = finish(&mut lguest(&["run", "--help"]));
     assert_eq!(status, Some(0));
-    for part in [
+    let parts = [
         "--memory",
         "--initrd",
         "--trace",
+        "--abi",
         "the guest's keyboard",
         "three ^C",
         "Exit status:",
         "143",
-    ] {
+    ];
+    for part in parts.into_iter().chain(Generation::ALL.map(Generation::name)) {
         assert!(out.contains(part), "{part} isn't in:\n{out}");
     }
     let (status, out, _) = finish(&mut lguest(&["--help"]));
@@ -119,17 +150,69 @@ fn help_teaches() {
     assert!(out.contains("Examples:"), "{out}");
 }
 
+/// What `inspect` prints behind the kernel's name.
+fn inspection(kernel: &[u8], options: &[&str]) -> String {
+    let kernel = file(kernel);
+    let mut command = lguest(&["inspect"]);
+    let (status, out, error) = finish(command.args(options).arg(&kernel));
+    assert_eq!((status, error.as_str()), (Some(0), ""));
+    out.strip_prefix(&format!("{}: ", kernel.display())).expect("the kernel's name").to_owned()
+}
+
 #[test]
 fn inspect_shows_what_the_loader_sees() {
-    let kernel = file(&crashing("hello"));
-    let mut command = lguest(&["inspect"]);
-    let (status, out, error) = finish(command.arg(&kernel));
-    assert_eq!((status, error.as_str()), (Some(0), ""));
-    let (first, rest) = out.split_once('\n').unwrap();
-    assert_eq!(first, format!("{}: 32-bit x86 ELF executable", kernel.display()));
-    assert!(rest.contains("0x00200000  0xc0200000          6          6"), "{rest}");
-    assert!(rest.contains("memory is mapped at  0xc0000000"), "{rest}");
-    assert!(rest.contains("the lguest entry is  0xc010000d"), "{rest}");
+    let code = Segment::at(0x10_0000, b"GenuineLguest and code");
+    assert_eq!(
+        inspection(&elf(&[code, Segment { size: 0x123, ..Segment::at(0x20_0000, b"data") }]), &[]),
+        "\
+32-bit x86 ELF executable
+
+  interface      first: the first lguest, of July 2007, and the bundled kernel
+  guest support  yes
+  load address   0x00100000
+  memory         to 0x00200123
+  mapped at      0xc0000000
+  entry          0xc010000d
+
+  physical    virtual     in file    in memory
+  0x00100000  0xc0100000         22         22
+  0x00200000  0xc0200000          4        291
+"
+    );
+}
+
+#[test]
+fn inspect_shows_what_a_bzimage_says() {
+    assert_eq!(
+        inspection(&bzimage::usual(Compression::Lzo), &[]),
+        "\
+bzImage
+
+  banner         Linux version 4.1.15 (me@here) #1 of one
+  interface      4.0: Linux 4.0 to 4.13
+  guest support  yes
+  boot protocol  2.13
+  payload        lzo, 173 bytes at 0xb23, unpacked 373
+  command line   2047 bytes
+  relocatable    yes, to multiples of 0x100000
+  load address   0x01000000
+  memory         to 0x01000121, and to 0x01123000 while it starts
+  mapped at      0xc0000000
+  entry          0x01000000
+
+  physical    virtual     in file    in memory
+  0x01000000  0xc1000000        289        289
+"
+    );
+}
+
+#[test]
+fn inspect_shows_kernels_that_are_no_guests() {
+    let out = inspection(&elf(&[Segment::at(0x10_0000, b"of my own")]), &[]);
+    assert!(out.contains("interface      none: there is neither"), "{out}");
+    assert!(out.contains("guest support  not seen\n"), "{out}");
+    let out = inspection(&linux(false), &["--abi", "2.6.37"]);
+    assert!(out.contains("interface      2.6.37: Linux 2.6.37 to 3.19\n"), "{out}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod book;
 mod bundled_guest;
+mod bzimage;
 mod command;
 mod console;
 mod dma_and_memory;
