@@ -64,6 +64,16 @@ pub enum LayoutError {
         /// The bytes there are.
         room: u32,
     },
+    /// The kernel would drop the end of its command line.
+    #[error(
+        "the kernel's arguments take {length} bytes, and this kernel keeps {limit} bytes of its command line"
+    )]
+    CommandLineTooLong {
+        /// The bytes they take, spaces included.
+        length: usize,
+        /// The bytes that it says it keeps.
+        limit: u32,
+    },
     /// An argument that the guest would read as several, or as the end.
     #[error("the kernel's argument {0:?} has a zero byte in it")]
     BadArgument(String),
@@ -160,7 +170,8 @@ impl Layout {
     }
 }
 
-/// Each word followed by a space, and a zero byte at the end: checked to fit below the kernel.
+/// Each word followed by a space, and a zero byte at the end: checked to fit below the kernel, and into what the
+/// kernel keeps of it.
 fn command_line(arguments: &[String], kernel: &Kernel) -> Result<Vec<u8>, LayoutError> {
     let mut line = Vec::new();
     for argument in arguments {
@@ -169,6 +180,11 @@ fn command_line(arguments: &[String], kernel: &Kernel) -> Result<Vec<u8>, Layout
         }
         line.extend_from_slice(argument.as_bytes());
         line.push(b' ');
+    }
+    if let Some(limit) = kernel.command_line_limit()
+        && line.len() as u64 > u64::from(limit)
+    {
+        return Err(LayoutError::CommandLineTooLong { length: line.len(), limit });
     }
     line.push(0);
     let start = kernel.segments().first().map_or(GuestPhys(u32::MAX), Segment::phys);

@@ -193,6 +193,15 @@ impl Kernel {
         }
     }
 
+    /// The bytes of the command line that it keeps, without the zero byte at its end, if it says so.
+    #[must_use]
+    pub fn command_line_limit(&self) -> Option<u32> {
+        match self.format {
+            Format::Elf => None,
+            Format::BzImage(bzimage) => Some(bzimage.header.command_line_limit),
+        }
+    }
+
     /// The first byte it takes in memory.
     #[must_use]
     pub fn start(&self) -> GuestPhys {

@@ -368,6 +368,11 @@ fn code_at_c0() -> Vec<u8> {
     [&b"GenuineLguest"[..], &early, &late].concat()
 }
 
+/// A bzImage from before command lines could be long, with a kernel that has a signature.
+pub(crate) fn first_generation() -> Vec<u8> {
+    bzimage(0x205, &packed(Compression::Gzip, &code_at_c0()))
+}
+
 #[test]
 fn an_old_bzimage_is_searched_for_clues() {
     let file = bzimage(0x206, &packed(Compression::Gzip, &code_at_c0()));

@@ -216,6 +216,20 @@ fn inspect_shows_kernels_that_are_no_guests() {
 }
 
 #[test]
+fn arguments_longer_than_a_kernel_keeps_are_a_sentence_and_status_2() {
+    let old = file(&bzimage::first_generation());
+    let words = "x".repeat(255);
+    let (status, _, error) = finish(lguest(&["run"]).arg(&old).args(["--", words.as_str()]));
+    assert_eq!(
+        (status, error.as_str()),
+        (
+            Some(2),
+            "lguest: the kernel's arguments take 256 bytes, and this kernel keeps 255 bytes of its command line\n"
+        )
+    );
+}
+
+#[test]
 fn inspect_refuses_what_run_refuses() {
     let kernel = file(b"MZ");
     let mut command = lguest(&["inspect"]);

@@ -1,5 +1,6 @@
 //! Memory as a guest finds it when it wakes up, byte by byte.
 
+use crate::bzimage;
 use crate::elf_file::{Segment, elf};
 use crate::tiny_guest::CODE;
 use lguest::layout::{Layout, LayoutError};
@@ -110,4 +111,17 @@ fn the_largest_guest_can_be_laid_out() {
     let layout = plan("4092M", &kernel_at(CODE, 0x3000), &[], 1).unwrap();
     assert_eq!(layout.devices(), GuestPhys(MemorySize::MAX.bytes()));
     assert_eq!(layout.page_directory(), GuestPhys(MemorySize::MAX.bytes() - 0x2000));
+}
+
+#[test]
+fn a_kernel_gets_no_longer_command_line_than_it_keeps() {
+    let old = Kernel::parse(&bzimage::first_generation()).unwrap();
+    let (fits, longer) = ("x".repeat(254), "x".repeat(255));
+    assert!(plan("8M", &old, &[&fits], 0).is_ok());
+    assert_eq!(
+        plan("8M", &old, &[&longer], 0).unwrap_err(),
+        LayoutError::CommandLineTooLong { length: 256, limit: 255 }
+    );
+    let unlimited = kernel_at(CODE, 0x3000);
+    assert!(plan("8M", &unlimited, &[&longer], 0).is_ok());
 }
