@@ -31,6 +31,7 @@ pub(super) fn read(file: &[u8]) -> Result<Image, KernelError> {
     let header = header(file)?;
     let mut segments = Vec::new();
     let mut page_offset = None;
+    let mut taken = 0;
     for program_header in program_headers(file, header)? {
         let size = program_header.p_memsz.get(LittleEndian);
         if program_header.p_type.get(LittleEndian) != PT_LOAD || size == 0 {
@@ -44,6 +45,11 @@ pub(super) fn read(file: &[u8]) -> Result<Image, KernelError> {
             return Err(KernelError::MixedOffsets { first, other });
         }
         let bytes = segment_bytes(file, program_header)?;
+        // Thousands of segments that are the same bytes would fill our memory when they are copied.
+        taken += bytes.len() as u64;
+        if taken > file.len() as u64 {
+            return Err(KernelError::SharedBytes { have: file.len() as u64 });
+        }
         segments.push(Segment::new(GuestPhys(phys), bytes.to_vec(), size)?);
     }
     match page_offset {

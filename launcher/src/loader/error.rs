@@ -57,6 +57,14 @@ pub enum KernelError {
         /// Bytes it says it takes in memory.
         memory: u32,
     },
+    /// More bytes in all segments than in the file.
+    #[error(
+        "its segments have more bytes of the file than the {have} there are: some have the same"
+    )]
+    SharedBytes {
+        /// The file's length in bytes.
+        have: u64,
+    },
     /// It runs over the end of the physical addresses.
     #[error("its segment at {phys} is {size} bytes long and runs past 4 GiB")]
     SegmentWraps {

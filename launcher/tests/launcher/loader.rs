@@ -117,6 +117,13 @@ fn each_way_in_which_segments_can_be_wrong_has_its_sentence() {
         with(|s| s.size = 0xffff_ffff),
         "its segment at 0x00200000 is 4294967295 bytes long and runs past 4 GiB"
     );
+    // Of many that are the same bytes, a small file could make more than the host has memory.
+    let mut same = elf(&[Segment::at(CODE, &[0x90; 4096]), Segment::at(DATA, b"")]);
+    same.copy_within(52..84, 84); // the first program header over the second
+    assert_eq!(
+        refusal(&same),
+        "its segments have more bytes of the file than the 4212 there are: some have the same"
+    );
     let at_one_megabyte_more = Segment { virt: 0xc020_0000, ..good.clone() };
     assert_eq!(
         refusal(&elf(&[at_one_megabyte_more])),
