@@ -283,3 +283,19 @@ fn breakpoints_in_debug_registers_are_trap_1() {
     assert_eq!((second, behind), (0xffff_0ff8, USER_CODE + 7), "behind the store");
     assert_eq!(outcome.result(15), 2);
 }
+
+#[test]
+fn with_tsd_rdtsc_is_the_kernels() {
+    let outcome = TinyGuest::new()
+        .reporting(13, 2)
+        .user(|c| c.rdtsc())
+        .kernel(|c| {
+            c.mov(eax, 4)?;
+            c.mov(cr4, eax)?;
+            c.rdtsc()?;
+            c.enter_user()
+        })
+        .run()
+        .powered_off();
+    assert_eq!(results(&outcome), [0, USER_CODE]);
+}

@@ -188,6 +188,12 @@ impl SystemRegisters {
         self.cr0 & (cr0::TS | cr0::EM) != 0
     }
 
+    /// The outermost level at which `rdtsc` may be executed, for a system whose kernel runs at `kernel_level`.
+    #[must_use]
+    pub const fn timestamp_level(&self, kernel_level: u8) -> u8 {
+        if self.cr4 & cr4::TSD != 0 { kernel_level } else { 3 }
+    }
+
     /// Which debug register number `index` (0..8) stands for: 4 and 5 are other names of 6 and 7, if anything.
     fn debug_index(&self, index: usize) -> Result<usize, Exception> {
         match index {

@@ -164,6 +164,8 @@ pub struct Cpu {
     segments: [Segment; 6],
     virtual_flags: u32,
     cpl: u8,
+    /// The outermost level that may read the time stamp counter.
+    timestamp_level: u8,
     /// Which of them are flat, a bit each: those that [`NEEDED_FLAT`] names decide whether
     /// translated code can ignore segments.
     flat: u8,
@@ -171,8 +173,9 @@ pub struct Cpu {
 
 impl Cpu {
     pub(crate) fn new(frame: Box<Frame>) -> Self {
+        let segments = [Segment::default(); 6];
         let mut cpu =
-            Self { frame, segments: [Segment::default(); 6], virtual_flags: 0, cpl: 0, flat: 0 };
+            Self { frame, segments, virtual_flags: 0, cpl: 0, timestamp_level: 3, flat: 0 };
         for register in [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds] {
             cpu.set_segment(register, Segment::flat_data(0x10));
         }
@@ -233,6 +236,7 @@ impl Cpu {
         self.segments[register as usize] = segment;
         if matches!(register, SegmentRegister::Cs | SegmentRegister::Ss) {
             self.cpl = (segment.selector & 3) as u8;
+            self.refresh_timestamp_trap();
         }
         let index = register as usize;
         let bit = 1 << index;
@@ -263,6 +267,17 @@ impl Cpu {
     /// CR0.TS or CR0.EM: while set, FPU instructions raise #NM.
     pub fn set_fpu_trap(&mut self, on: bool) {
         self.frame.fpu_trap = u32::from(on);
+    }
+
+    /// The outermost level, 0 to 3, at which `rdtsc` may be executed; 3 at first. Elsewhere it raises #GP(0): what CR4.TSD asks
+    /// for.
+    pub fn set_timestamp_level(&mut self, level: u8) {
+        self.timestamp_level = level;
+        self.refresh_timestamp_trap();
+    }
+
+    fn refresh_timestamp_trap(&mut self) {
+        self.frame.timestamp_trap = u32::from(self.cpl > self.timestamp_level);
     }
 
     /// Whether FPU instructions raise #NM.

@@ -114,7 +114,8 @@ pub(crate) struct Frame {
     pub(crate) exit: u64,
     /// Bit number of the bounced bit-string instruction, within its operand.
     pub(crate) bounce_bit: u32,
-    pub(crate) padding: u32,
+    /// 1 while `rdtsc` raises #GP at the current level.
+    pub(crate) timestamp_trap: u32,
     /// es, cs, ss, ds, fs, gs.
     pub(crate) segments: [SegmentSlot; 6],
     /// For kernel code that touches user memory: the window for each 16 MiB of addresses.
@@ -152,7 +153,7 @@ impl Frame {
             host_rsp: 0,
             exit: 0,
             bounce_bit: 0,
-            padding: 0,
+            timestamp_trap: 0,
             segments: [SegmentSlot { base: 0, selector: 0, window: POISON }; 6],
             pick: [POISON; 256],
             xmm: [[0; 16]; 8],
@@ -173,6 +174,7 @@ pub(crate) mod offset {
     pub(crate) const REASON: i32 = offset_of!(Frame, reason) as i32;
     pub(crate) const DETAIL: i32 = offset_of!(Frame, detail) as i32;
     pub(crate) const FPU_TRAP: i32 = offset_of!(Frame, fpu_trap) as i32;
+    pub(crate) const TIMESTAMP_TRAP: i32 = offset_of!(Frame, timestamp_trap) as i32;
     pub(crate) const PENDING: i32 = offset_of!(Frame, pending) as i32;
     pub(crate) const EXIT: i32 = offset_of!(Frame, exit) as i32;
     pub(crate) const BOUNCE_BIT: i32 = offset_of!(Frame, bounce_bit) as i32;

@@ -238,7 +238,7 @@ fn single_stepping_sees_each_repetition_but_not_what_a_new_stack_segment_holds_b
     guest.vcpu.cpu.set_eflags(0x100);
     let mut stops = Vec::new();
     while stops.last() != Some(&18) {
-        assert_eq!(guest.exception(), Exception::plain(1));
+        assert_eq!(guest.run(), Exit::Debug(SINGLE_STEP));
         stops.push(guest.vcpu.cpu.eip() - USER);
     }
     assert_eq!(stops, [2, 7, 7, 7, 9, 11, 14, 15, 17, 18]);
@@ -330,4 +330,25 @@ fn a_full_cache_is_emptied_and_filled_again() {
     }
     assert_eq!(guest.peek(STACK - 4), 4 * 3 * PAGES);
     assert!(guest.vcpu.statistics().cache_flushes > 1);
+}
+
+#[test]
+fn the_time_stamp_counter_can_be_kept_from_outer_levels() {
+    let mut guest = Guest::user(|a| {
+        a.rdtsc()?;
+        a.mov(ebx, eax)?;
+        a.rdtsc()
+    });
+    guest.finish();
+    assert!(guest.gpr(Gpr::Eax) != guest.gpr(Gpr::Ebx), "it counts");
+    for level in [0, 1, 2] {
+        guest.vcpu.cpu.set_timestamp_level(level);
+        guest.start_user(USER);
+        guest.set_gpr(Gpr::Edx, 5);
+        assert_eq!(guest.exception(), Exception::protection(0), "at level {level}");
+        assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Edx)), (USER, 5));
+    }
+    let mut kernel = Guest::kernel(|a| a.rdtsc());
+    kernel.vcpu.cpu.set_timestamp_level(0);
+    kernel.finish();
 }

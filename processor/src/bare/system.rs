@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// The bits of CR4 that go with what `cpuid` offers.
 pub(super) const CR4_OFFERED: u32 =
-    cr4::DE | cr4::PSE | cr4::PGE | cr4::PCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+    cr4::TSD | cr4::DE | cr4::PSE | cr4::PGE | cr4::PCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
 /// Leaf 1, edx: DE, PSE, MSR, PGE.
 const SYSTEM_FEATURES: u32 = 1 << 2 | 1 << 3 | 1 << 5 | 1 << 13;
 /// Pages that an entry of a page directory leads to.

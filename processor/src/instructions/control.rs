@@ -104,6 +104,8 @@ impl Processor<'_> {
             return Err(PROTECTION);
         }
         let before = std::mem::replace(&mut registers.cr4, value);
+        let level = self.system.registers().timestamp_level(self.system.kernel_level());
+        self.vcpu.cpu.set_timestamp_level(level);
         if (before ^ value) & PAGING_RULES_4 != 0 {
             self.system.paging_changed(self.vcpu, PagingChange::Rules);
         }

@@ -157,7 +157,7 @@ fn frame() -> Frame {
         host_rsp: 0,
         exit: 0,
         bounce_bit: 0,
-        padding: 0,
+        timestamp_trap: 0,
         segments: [SegmentSlot { base: 0, selector: 0, window: 0 }; 6],
         pick: [0; 256],
         xmm: [[0; 16]; 8],

@@ -25,6 +25,8 @@ pub(super) enum Way {
     MaskedStore,
     /// `mov` from a segment register.
     SegmentRead,
+    /// `rdtsc`.
+    Timestamp,
     /// `xlat`.
     TableLookup,
     Push,
@@ -152,6 +154,7 @@ fn way_by_mnemonic(code: Code) -> Option<Way> {
     Some(match mnemonic {
         M::INVALID | M::Ud0 | M::Ud1 | M::Ud2 => Way::Undefined,
         M::Nop | M::Pause => Way::Nothing,
+        M::Rdtsc => Way::Timestamp,
         M::Lea => Way::Lea,
         M::Push => Way::Push,
         M::Pop => Way::Pop,

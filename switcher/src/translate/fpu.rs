@@ -10,7 +10,7 @@ use crate::frame::offset;
 use iced_x86::Instruction;
 
 /// #NM, device not available.
-const NO_FPU: u8 = 7;
+const NO_FPU: u32 = 7;
 
 impl Translator<'_> {
     /// Raises #NM at `instruction` if the FPU is off.

@@ -79,17 +79,17 @@ pub(super) fn exit_to_r13(out: &mut Assembler, reason: Reason) {
     out.close(jump, tail(reason));
 }
 
-/// Raises the exception `vector`, without error code, when `jump` is taken; `eip` as its kind
-/// asks for.
+/// Raises the exception that `detail` describes (see [`Reason::Exception`]) when `jump` is taken; `eip` as its
+/// kind asks for.
 pub(super) fn exception_stub(
     hot: &mut Assembler,
     cold: &mut Assembler,
     jump: OpenJump,
-    vector: u8,
+    detail: u32,
     eip: u32,
 ) {
     hot.close(jump, cold.here());
-    exit_with(cold, Reason::Exception, eip, u32::from(vector));
+    exit_with(cold, Reason::Exception, eip, detail);
 }
 
 /// Bytes that [`exit_with`] emits: what follows it is that much further on.

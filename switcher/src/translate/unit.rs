@@ -6,9 +6,9 @@
 use super::assembler::{Assembler, OpenJump};
 use super::classify::Way;
 use super::plan::{End, Plan, Step, is_too_long, plan};
-use super::stubs::{exit, exit_with};
+use super::stubs::{exception_stub, exit, exit_with};
 use super::{NeedsMore, Pace, Point, Request, Route, Unit};
-use crate::frame::Reason;
+use crate::frame::{Reason, offset};
 use iced_x86::{Encoder, Instruction};
 
 /// Units begin at a multiple of this.
@@ -105,6 +105,7 @@ impl<'r> Translator<'r> {
             Way::Environment => self.bounced(instruction),
             Way::MaskedStore => self.masked_store(instruction, route),
             Way::SegmentRead => self.segment_read(instruction),
+            Way::Timestamp => self.timestamp(instruction),
             Way::TableLookup => self.table_lookup(instruction, route),
             Way::Push => self.push(instruction, route),
             Way::Pop => self.pop(instruction, route),
@@ -135,6 +136,13 @@ impl<'r> Translator<'r> {
     fn interrupt(&mut self, instruction: &Instruction, vector: u32) {
         let detail = vector | (instruction.len() as u32) << 8;
         exit_with(&mut self.hot, Reason::Interrupt, instruction.next_ip32(), detail);
+    }
+
+    /// `rdtsc`, if the current level may (CR4.TSD).
+    fn timestamp(&mut self, instruction: &Instruction) {
+        let leave = self.leave_if(offset::TIMESTAMP_TRAP);
+        exception_stub(&mut self.hot, &mut self.cold, leave, PROTECTION, instruction.ip32());
+        self.native(instruction, Route::Window);
     }
 
     fn exception(&mut self, eip: u32, detail: u32) {
