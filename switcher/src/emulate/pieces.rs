@@ -108,3 +108,31 @@ impl Pieces {
         linear(cpu, self.segment, offset, len, direction)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulate::testing::{cpu, decode};
+
+    /// The lengths of an operand's pieces.
+    fn cut(code: &[u8]) -> Vec<usize> {
+        let instruction = decode(0x1000, code);
+        let size = instruction.memory_size().size();
+        Pieces::of(&cpu(), &instruction).ranges(size).map(|piece| piece.len()).collect()
+    }
+
+    #[test]
+    fn each_kind_of_operand_has_its_pieces() {
+        assert_eq!(cut(&[0x89, 0x03]), [4]); // mov [ebx], eax
+        assert_eq!(cut(&[0x0f, 0x11, 0x03]), [16]); // movups [ebx], xmm0
+        assert_eq!(cut(&[0x0f, 0xae, 0x03]), [16; 32]); // fxsave [ebx]
+        assert_eq!(cut(&[0x66, 0x0f, 0xf7, 0xc1]), [8; 2]); // maskmovdqu [edi]
+        assert_eq!(cut(&[0x67, 0x66, 0x0f, 0xf7, 0xc1]), [1; 16]); // maskmovdqu [di]
+        assert_eq!(cut(&[0xdb, 0x2b]), [8, 2]); // fld tword [ebx]
+        assert_eq!(cut(&[0xd9, 0x33]), [4; 7]); // fnstenv [ebx]
+        assert_eq!(cut(&[0x66, 0xd9, 0x33]), [2; 7]); // with words
+        let registers = [8, 2].repeat(8);
+        assert_eq!(cut(&[0xdd, 0x33]), [&[4; 7][..], &registers].concat()); // fnsave [ebx]
+        assert_eq!(cut(&[0x66, 0xdd, 0x33]), [&[2; 7][..], &registers].concat());
+    }
+}

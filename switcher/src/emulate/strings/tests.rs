@@ -194,6 +194,55 @@ proptest! {
     }
 }
 
+/// A kernel's big copies must not be slow, and that is nothing the results show.
+#[test]
+fn a_run_is_as_long_as_nothing_stands_in_its_way() {
+    const PLAIN: Case = Case {
+        operation: Operation::Move,
+        log_size: 2,
+        prefix: Some(0xf3),
+        narrow: false,
+        down: false,
+        esi: 0x3000,
+        edi: 0x5000,
+        ecx: 9000,
+        eax: 0,
+        bytes: Vec::new(),
+        removed: None,
+        alias: false,
+        target: (0, u32::MAX),
+    };
+    let run = |case: Case| {
+        let (cpu, memory) = case.start();
+        let instruction = decode(0x1000, &case.code());
+        let strings = Strings::new(case.operation, case.size(), &instruction);
+        strings.run_length(&cpu, &memory, case.ecx)
+    };
+    const MOST: u32 = RUN_BYTES as u32 / 4;
+    assert_eq!(run(PLAIN), MOST);
+    assert_eq!(run(Case { ecx: 100, ..PLAIN }), 100);
+    assert_eq!(run(Case { log_size: 0, ..PLAIN }), RUN_BYTES as u32);
+    // To the end of either page, and on from there.
+    assert_eq!(run(Case { esi: 0x3fc0, ..PLAIN }), 16);
+    assert_eq!(run(Case { edi: 0x5fc2, ..PLAIN }), 15);
+    assert_eq!(run(Case { edi: 0x5fc2, target: (0x3e, u32::MAX), ..PLAIN }), MOST);
+    assert_eq!(run(Case { esi: 0x3fff, ..PLAIN }), 1);
+    assert_eq!(run(Case { esi: 0xffff_ffe0, ..PLAIN }), 8);
+    assert_eq!(run(Case { edi: 0xffe0, target: (0x20, u32::MAX), narrow: true, ..PLAIN }), 8);
+    // What it doesn't use doesn't stop it.
+    assert_eq!(run(Case { operation: Operation::Load, edi: 0x5fff, ..PLAIN }), MOST);
+    assert_eq!(run(Case { operation: Operation::Store, esi: 0x3fff, ..PLAIN }), MOST);
+    // A copy stops where it would read what it wrote, in whichever pages the two are.
+    assert_eq!(run(Case { esi: 0x3010, edi: 0x3020, ..PLAIN }), 4);
+    assert_eq!(run(Case { esi: 0x3010, edi: 0x5020, ..PLAIN }), 4);
+    assert_eq!(run(Case { esi: 0x3010, edi: 0x3000, ..PLAIN }), MOST);
+    assert_eq!(run(Case { operation: Operation::Compare, edi: 0x3010, ..PLAIN }), MOST);
+    // Downwards, and at a segment's end, it goes step by step.
+    assert_eq!(run(Case { down: true, ..PLAIN }), 1);
+    assert_eq!(run(Case { target: (0, 0x53ff), ..PLAIN }), MOST);
+    assert_eq!(run(Case { target: (0, 0x53fe), ..PLAIN }), 1);
+}
+
 #[test]
 fn long_repetitions_pause() {
     let (mut cpu, mut memory) = (cpu_at(3), memory());
@@ -228,6 +277,20 @@ fn a_fault_stands_between_two_steps() {
     assert_eq!((cpu.gpr(Gpr::Ecx), cpu.gpr(Gpr::Edi), cpu.eip()), (98, 0x4ffe, 0x1000));
     assert_eq!(run(&mut cpu, &mut memory, &[0xf3, 0xa5]), fault);
     assert_eq!(state(&cpu), registers);
+}
+
+#[test]
+fn a_limit_stands_between_two_steps() {
+    for (segment, start) in [(SegmentRegister::Ds, 0x3000), (SegmentRegister::Es, 0x5000)] {
+        let (mut cpu, mut memory) = (cpu_at(3), memory());
+        cpu.set_gpr(Gpr::Esi, 0x3000);
+        cpu.set_gpr(Gpr::Edi, 0x5000);
+        cpu.set_gpr(Gpr::Ecx, 100);
+        cpu.set_segment(segment, Segment { limit: start + 9, ..Segment::flat_data(3) });
+        let fault = Err(Exception::protection(0));
+        assert_eq!(run(&mut cpu, &mut memory, &[0xf3, 0xa5]), fault, "{segment:?}");
+        assert_eq!((cpu.gpr(Gpr::Ecx), cpu.gpr(Gpr::Esi), cpu.eip()), (98, 0x3008, 0x1000));
+    }
 }
 
 #[test]
