@@ -56,12 +56,14 @@ fn decodes(instruction: &Instruction) -> Verdict {
 }
 
 /// Between `lea rdi, [r14+rdi]` and `mov edi, edi` edi is a host address: only one string
-/// instruction, which uses it, may stand there. The same holds for a masked store between
-/// `lea rdi, [r15+BOUNCE]` and `mov edi, r13d`.
+/// instruction, which uses it, may stand there. The same holds for a masked store, and nothing that
+/// repeats, between `lea rdi, [r15+BOUNCE]` and `mov edi, r13d`.
 #[derive(Default)]
 struct Strings {
     /// esi and edi hold host addresses.
     rebased: [bool; 2],
+    /// edi holds the bounce buffer's.
+    in_buffer: bool,
     /// The string instruction has been met.
     done: bool,
 }
@@ -72,6 +74,7 @@ impl Strings {
         let halves = [Register::ESI, Register::EDI];
         if let Some(at) = pointers.iter().position(|&pointer| is_rebase(instruction, pointer)) {
             self.rebased[at] = true;
+            self.in_buffer |= is_buffer(instruction);
             return if self.done { Err("rebased behind the string instruction") } else { Ok(()) };
         }
         if is_string(instruction) {
@@ -81,7 +84,8 @@ impl Strings {
                 names(&[OpKind::MemoryESRDI, OpKind::MemorySegRDI]),
             ];
             let once = !std::mem::replace(&mut self.done, true);
-            return if once && used == self.rebased {
+            let fits = !self.in_buffer || is_masked_store(instruction);
+            return if once && fits && used == self.rebased {
                 Ok(())
             } else {
                 Err("a pointer isn't rebased")
@@ -101,6 +105,7 @@ impl Strings {
         };
         let was = std::mem::replace(&mut self.rebased[at], false);
         self.done = self.rebased != [false; 2];
+        self.in_buffer &= self.done;
         if was { Ok(()) } else { Err("cut without need") }
     }
 
@@ -111,13 +116,21 @@ impl Strings {
 
 /// `lea pointer, [r14+pointer]`, or `lea rdi, [r15+BOUNCE]`
 fn is_rebase(instruction: &Instruction, pointer: Register) -> bool {
-    let to_buffer = pointer == Register::RDI
-        && instruction.memory_base() == Register::R15
-        && instruction.memory_index() == Register::None
-        && instruction.memory_displacement64() == crate::frame::offset::BOUNCE as u64;
     instruction.code() == Code::Lea_r64_m
         && instruction.op0_register() == pointer
-        && (is_sum_of(instruction, Register::R14, pointer) || to_buffer)
+        && (is_sum_of(instruction, Register::R14, pointer)
+            || pointer == Register::RDI && is_buffer(instruction))
+}
+
+/// `[r15+BOUNCE]`
+fn is_buffer(instruction: &Instruction) -> bool {
+    instruction.memory_base() == Register::R15
+        && instruction.memory_index() == Register::None
+        && instruction.memory_displacement64() == crate::frame::offset::BOUNCE as u64
+}
+
+fn is_masked_store(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu)
 }
 
 fn is_string(instruction: &Instruction) -> bool {
@@ -323,18 +336,20 @@ mod tests {
         }
     }
 
+    const REBASE_RSI: [u8; 4] = [0x49, 0x8d, 0x34, 0x36];
+    const REBASE_RDI: [u8; 4] = [0x49, 0x8d, 0x3c, 0x3e];
+    const CUT_RSI: [u8; 2] = [0x89, 0xf6];
+    const CUT_RDI: [u8; 2] = [0x89, 0xff];
+
     #[test]
     fn pointers_of_strings_must_be_host_addresses_for_one_instruction() {
-        const REBASE_RSI: [u8; 4] = [0x49, 0x8d, 0x34, 0x36];
-        const REBASE_RDI: [u8; 4] = [0x49, 0x8d, 0x3c, 0x3e];
-        const CUT_RSI: [u8; 2] = [0x89, 0xf6];
-        const CUT_RDI: [u8; 2] = [0x89, 0xff];
         let movsb = [0xa4];
         let nop = [0x90];
         let good: [&[u8]; 5] = [&REBASE_RSI, &REBASE_RDI, &movsb, &CUT_RSI, &CUT_RDI];
         assert_eq!(verdict(&good.concat()), "");
-        let bad: [&[&[u8]]; 7] = [
+        let bad: [&[&[u8]]; 8] = [
             &[&movsb],
+            &[&CUT_RSI, &CUT_RDI, &movsb],
             &[&REBASE_RSI, &movsb, &CUT_RSI],
             &[&REBASE_RSI, &REBASE_RDI, &movsb, &CUT_RSI],
             &[&REBASE_RSI, &REBASE_RDI, &movsb, &nop, &CUT_RSI, &CUT_RDI],
@@ -344,6 +359,48 @@ mod tests {
         ];
         for code in bad {
             assert_ne!(verdict(&code.concat()), "", "{code:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_host_address_is_cut_by_nothing_else() {
+        let lodsb = [0xac];
+        let after = |cut: &[u8]| verdict(&[&REBASE_RSI[..], &lodsb, cut].concat());
+        assert_eq!(after(&CUT_RSI), "");
+        for cut in [
+            &[0x89, 0xf0][..],   // mov eax, esi
+            &[0x89, 0xc6],       // mov esi, eax
+            &[0x44, 0x89, 0xee], // mov esi, r13d: edi alone is kept there
+            &[0x66, 0x89, 0xf6], // mov si, si
+            &[0x31, 0xf6],       // xor esi, esi
+            &CUT_RDI,
+        ] {
+            assert_ne!(after(cut), "", "{cut:02x?}");
+        }
+    }
+
+    #[test]
+    fn only_a_masked_store_finds_edi_in_the_bounce_buffer() {
+        const MASKMOVQ: &[u8] = &[0x0f, 0xf7, 0xc1];
+        const RESTORE_EDI: &[u8] = &[0x44, 0x89, 0xef];
+        let bounce = crate::frame::offset::BOUNCE as u32;
+        let at = |lea: &[u8], displacement: u32, inside: &[u8]| {
+            [lea, &displacement.to_le_bytes(), inside, RESTORE_EDI].concat()
+        };
+        let lea = [0x49, 0x8d, 0xbf]; // lea rdi, [r15+...]
+        let good = at(&lea, bounce, MASKMOVQ);
+        let string_behind = [&good[..], &REBASE_RDI, &[0xf3, 0xaa], &CUT_RDI].concat();
+        assert_eq!(verdict(&string_behind), "");
+        for code in [
+            at(&lea, bounce + 16, MASKMOVQ),
+            at(&[0x49, 0x8d, 0xbe], bounce, MASKMOVQ), // lea rdi, [r14+...]
+            at(&[0x49, 0x8d, 0xb7], bounce, MASKMOVQ), // lea rsi, [r15+...]
+            at(&[0x49, 0x8b, 0xbf], bounce, MASKMOVQ), // mov rdi, [r15+...]
+            at(&[0x49, 0x8d, 0xbc, 0x0f], bounce, MASKMOVQ), // lea rdi, [r15+rcx+...]
+            at(&lea, bounce, &[0xf3, 0xaa]),           // rep stosb
+            at(&lea, bounce, &[&REBASE_RSI[..], &[0xf3, 0xa4], &CUT_RSI].concat()), // rep movsb
+        ] {
+            assert_ne!(verdict(&code), "", "{code:02x?}");
         }
     }
 
