@@ -170,10 +170,7 @@ fn columns(bytes: &[u8], eip: u32, unit: &Unit) -> String {
 fn guest_text(bytes: &[u8], point: &Point) -> String {
     let instruction = decoder(bytes, point.eip).decode();
     let text = text(&instruction, NasmFormatter::new());
-    match (point.entry, point.rep) {
-        (false, _) => format!("({text})"),
-        (true, _) => text,
-    }
+    if point.entry { text } else { format!("({text})") }
 }
 
 fn side_by_side(out: &mut String, guest: &str, host: &[String]) {

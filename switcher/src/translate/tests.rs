@@ -265,6 +265,24 @@ fn tables_and_jumps_agree_with_the_code() {
     }
 }
 
+/// Half-way through any other instruction, its own eip would do that half again.
+#[test]
+fn only_a_repetition_may_be_left_in_its_middle() {
+    let cases: [(&[u8], bool); 6] = [
+        (&[0xf3, 0xa4], true),              // rep movsb
+        (&[0xf2, 0xae], true),              // repne scasb
+        (&[0xa4], false),                   // movsb
+        (&[0x50], false),                   // push eax
+        (&[0xf3, 0xc3], false),             // rep ret
+        (&[0xf3, 0x0f, 0xb8, 0xc1], false), // popcnt eax, ecx
+    ];
+    for (bytes, expected) in cases {
+        let unit = translate_at(EIP, bytes, FLAT, Route::Window).unwrap();
+        assert_eq!(unit.points[0].rep, expected, "{bytes:02x?}");
+        assert!(unit.points[1..].iter().all(|point| !point.rep), "{bytes:02x?}");
+    }
+}
+
 /// Bytes of which many are short jumps nearby.
 fn short_branches(random: &mut Random) -> u8 {
     match random.byte() {
