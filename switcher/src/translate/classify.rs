@@ -252,10 +252,8 @@ fn is_hint(code: Code) -> bool {
             F::CET_IBT | F::CLDEMOTE | F::PREFETCHW | F::PREFETCHWT1 | F::MULTIBYTENOP
         )
     };
-    let opcode = code.op_code();
-    let reserved = opcode.is_reserved_nop();
     let shadow_stack = matches!(code, Code::Rdsspd_r32);
-    reserved || shadow_stack || code.cpuid_features().iter().any(hint)
+    shadow_stack || code.cpuid_features().iter().any(hint)
 }
 
 /// What CPUID offers to guests: everything up to the first P6, and MMX to SSE4.2, POPCNT and AES.
