@@ -113,7 +113,6 @@ fn options(words: &str) -> Options {
             _ => match word {
                 "picked" => options.route = Route::Picked,
                 "bounced" => options.route = Route::Bounced,
-                "emulated" => options.route = Route::Emulated,
                 "segmented" => options.assumptions.flat = false,
                 "step" => options.assumptions.pace = Pace::Step,
                 "alone" => options.assumptions.pace = Pace::Alone,

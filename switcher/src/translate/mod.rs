@@ -90,10 +90,9 @@ pub(crate) enum Route {
     Window,
     /// In the window that [`Frame::pick`](crate::frame::Frame) names for its address.
     Picked,
-    /// In the bounce buffer: Rust copies it in before and out after.
+    /// In the bounce buffer: Rust copies it in before and out after. What uses the stack, and
+    /// strings, Rust carries out as a whole.
     Bounced,
-    /// Not at all: Rust carries out the whole instruction.
-    Emulated,
 }
 
 /// A piece of guest code to translate.

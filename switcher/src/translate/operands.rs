@@ -179,7 +179,7 @@ impl Translator<'_> {
         let based = matches!(segment, Register::FS | Register::GS);
         let flat = self.request.assumptions.flat && !based;
         match route {
-            Route::Bounced | Route::Emulated => Reach::Bounced,
+            Route::Bounced => Reach::Bounced,
             // Code segments can't be written to: Rust raises the fault.
             _ if segment == Register::CS && writes_memory(instruction) => Reach::Bounced,
             Route::Picked if flat => Reach::Picked,

@@ -93,10 +93,6 @@ impl<'r> Translator<'r> {
             Pace::Free | Pace::Step => (self.request.learned)(step.eip()),
             Pace::Alone => Route::Bounced,
         };
-        if route == Route::Emulated && may_be_emulated(step.class.way) {
-            self.emulated(instruction);
-            return;
-        }
         match step.class.way {
             Way::Native => self.native(instruction, route),
             Way::Nothing => self.hot.nop(),
@@ -177,9 +173,6 @@ impl<'r> Translator<'r> {
     fn finish(mut self, plan: &Plan) -> Unit {
         match plan.end {
             End::Elsewhere => {}
-            End::Next(eip) if self.request.assumptions.is_single() => {
-                exit(&mut self.hot, Reason::Stop, eip);
-            }
             End::Next(eip) => self.go_to(eip),
             End::Straddler(eip) => exit_with(&mut self.hot, Reason::Chain, eip, 0),
         }
@@ -202,22 +195,4 @@ impl<'r> Translator<'r> {
         let mut same = self.points[at..].iter().take_while(|point| point.eip == eip);
         same.find(|point| point.entry).map(|point| point.host)
     }
-}
-
-/// Whether Rust knows how to do such an instruction as a whole. The others have one explicit
-/// memory operand, which goes through the bounce buffer at worst.
-fn may_be_emulated(way: Way) -> bool {
-    !matches!(
-        way,
-        Way::Native
-            | Way::Nothing
-            | Way::Lea
-            | Way::BitString
-            | Way::Environment
-            | Way::Conditional
-            | Way::Counted
-            | Way::Breakpoint
-            | Way::Interrupt
-            | Way::Undefined
-    )
 }
