@@ -300,7 +300,7 @@ fn is_plain_move(instruction: &Instruction) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::{Unit, assert_confined, check};
 
     fn verdict(code: &[u8]) -> String {
         check(code).err().unwrap_or_default()
@@ -331,8 +331,37 @@ mod tests {
             &[0x8b, 0x04, 0x24],                      // mov eax, [rsp]
             &[0xa1, 0, 0, 0, 0, 0, 0, 0, 0],          // mov eax, [0]
             &[0x67, 0x0f, 0xf7, 0xc1],                // maskmovq [edi]
+            &[0x67, 0xa4],                            // movsb [edi], [esi]
+            &[0x67, 0xaa],                            // stosb [edi]
         ] {
             assert!(verdict(code).starts_with(rule), "{code:02x?}: {:?}", verdict(code));
+        }
+    }
+
+    #[test]
+    fn each_table_is_read_in_one_way() {
+        let rule = "an operand can leave the window";
+        let pick = crate::frame::offset::PICK as u32;
+        let at = |code: &[u8], displacement: u32| [code, &displacement.to_le_bytes()].concat();
+        assert_eq!(verdict(&at(&[0x4f, 0x8b, 0x94, 0xd7], pick)), "");
+        assert_eq!(verdict(&[0x47, 0x8b, 0x0c, 0xab]), "");
+        for code in [
+            at(&[0x4f, 0x8b, 0x94, 0xd7], pick + 8), // mov r10, [r15+r10*8+PICK+8]
+            at(&[0x4f, 0x8b, 0x94, 0x97], pick),     // mov r10, [r15+r10*4+PICK]
+            at(&[0x4f, 0x8b, 0x94, 0xcf], pick),     // mov r10, [r15+r9*8+PICK]
+            at(&[0x4f, 0x8b, 0x8c, 0xd7], pick),     // mov r9, [r15+r10*8+PICK]
+            at(&[0x47, 0x8b, 0x94, 0xd7], pick),     // mov r10d, [r15+r10*8+PICK]
+            at(&[0x4f, 0x89, 0x94, 0xd7], pick),     // mov [r15+r10*8+PICK], r10
+            at(&[0x64, 0x4f, 0x8b, 0x94, 0xd7], pick), // mov r10, fs:[r15+r10*8+PICK]
+            vec![0x47, 0x8b, 0x4c, 0xab, 4],         // mov r9d, [r11+r13*4+4]
+            vec![0x47, 0x8b, 0x0c, 0xeb],            // mov r9d, [r11+r13*8]
+            vec![0x47, 0x8b, 0x0c, 0xa3],            // mov r9d, [r11+r12*4]
+            vec![0x47, 0x8b, 0x14, 0xab],            // mov r10d, [r11+r13*4]
+            vec![0x4f, 0x8b, 0x0c, 0xab],            // mov r9, [r11+r13*4]
+            vec![0x47, 0x89, 0x0c, 0xab],            // mov [r11+r13*4], r9d
+            vec![0x64, 0x47, 0x8b, 0x0c, 0xab],      // mov r9d, fs:[r11+r13*4]
+        ] {
+            assert!(verdict(&code).starts_with(rule), "{code:02x?}: {:?}", verdict(&code));
         }
     }
 
@@ -347,7 +376,7 @@ mod tests {
         let nop = [0x90];
         let good: [&[u8]; 5] = [&REBASE_RSI, &REBASE_RDI, &movsb, &CUT_RSI, &CUT_RDI];
         assert_eq!(verdict(&good.concat()), "");
-        let bad: [&[&[u8]]; 8] = [
+        let bad: [&[&[u8]]; 9] = [
             &[&movsb],
             &[&CUT_RSI, &CUT_RDI, &movsb],
             &[&REBASE_RSI, &movsb, &CUT_RSI],
@@ -356,6 +385,7 @@ mod tests {
             &[&REBASE_RSI, &nop, &REBASE_RDI, &movsb, &CUT_RSI, &CUT_RDI],
             &[&REBASE_RSI, &REBASE_RDI, &movsb, &movsb, &CUT_RSI, &CUT_RDI],
             &[&REBASE_RSI, &REBASE_RDI, &[0x67, 0xa4], &CUT_RSI, &CUT_RDI],
+            &[&REBASE_RSI, &REBASE_RDI, &[0x64, 0xa4], &CUT_RSI, &CUT_RDI],
         ];
         for code in bad {
             assert_ne!(verdict(&code.concat()), "", "{code:02x?}");
@@ -441,5 +471,12 @@ mod tests {
         ] {
             assert_ne!(verdict(code), "", "{code:02x?}");
         }
+    }
+
+    #[test]
+    #[should_panic = "control can get away"]
+    fn a_guest_is_stopped_before_it_gets_out_of_cold_code() {
+        let (hot, cold) = (vec![0x90], vec![0xc3]);
+        assert_confined(&Unit { hot, cold, points: Vec::new(), guest_len: 1 });
     }
 }
