@@ -184,15 +184,18 @@ mod tests {
     #[test]
     fn effective_addresses() {
         let mut cpu = cpu_at(3);
-        for (register, value) in
-            [(Gpr::Ebx, 0x1_fff0), (Gpr::Esi, 0x8000_0020), (Gpr::Edi, 0x40), (Gpr::Ebp, 0x5000)]
-        {
+        for (register, value) in [
+            (Gpr::Ebx, 0x1_fff0),
+            (Gpr::Esi, 0x8000_0020),
+            (Gpr::Edi, 0x7_0040),
+            (Gpr::Ebp, 0x5000),
+        ] {
             cpu.set_gpr(register, value);
         }
         for (code, expected) in [
             ([0x8b, 0x03].as_slice(), 0x1_fff0),               // [ebx]
             (&[0x8b, 0x44, 0x73, 0x10], 0x2_0040),             // [ebx+esi*2+16]: wraps
-            (&[0x8b, 0x04, 0xbd, 0, 0, 0, 0xff], 0xff00_0100), // [edi*4+0xff000000]
+            (&[0x8b, 0x04, 0xbd, 0, 0, 0, 0xff], 0xff1c_0100), // [edi*4+0xff000000]
             (&[0x8b, 0x45, 0xf8], 0x4ff8),                     // [ebp-8]
             (&[0x8b, 0x04, 0x24], 0x8000),                     // [esp]
             (&[0xa1, 4, 3, 2, 1], 0x0102_0304),
@@ -201,9 +204,12 @@ mod tests {
             (&[0x67, 0x8b, 0x1e, 0x34, 0x12], 0x1234), // [0x1234]
             (&[0x67, 0xa1, 0xff, 0xff], 0xffff),
             (&[0x67, 0x8b, 0x43, 0x01], 0x5041), // [bp+di+1]
-            (&[0xa5], 0x40),                     // movsd: edi first
-            (&[0x67, 0xad], 0x20),               // lodsd by si
-            (&[0x0f, 0xf7, 0xc1], 0x40),         // maskmovq
+            (&[0xa5], 0x7_0040),                 // movsd: edi first
+            (&[0x67, 0x6d], 0x40),               // insd by di
+            (&[0x6f], 0x8000_0020),              // outsd
+            (&[0x67, 0x6f], 0x20),               // outsd by si
+            (&[0x0f, 0xf7, 0xc1], 0x7_0040),     // maskmovq
+            (&[0x67, 0x0f, 0xf7, 0xc1], 0x40),   // maskmovq by di
         ] {
             assert_eq!(address(&cpu, code), Ok(expected), "{code:02x?}");
         }
