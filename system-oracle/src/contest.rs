@@ -29,7 +29,7 @@ pub fn perform(machine: &mut dyn Machine, case: &Case) -> Result {
     machine.load(&case.state);
     let outcome = match case.action {
         Action::Step => machine.step(),
-        Action::Interrupt(vector) => machine.interrupt(vector),
+        Action::Interrupt(vector, origin) => machine.interrupt(vector, origin),
     };
     Result { outcome, state: machine.save() }
 }

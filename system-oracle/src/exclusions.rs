@@ -9,7 +9,7 @@
 
 use crate::contest::Result;
 use crate::instructions::{Action, Case};
-use crate::machine::Outcome;
+use crate::machine::{Origin, Outcome};
 use crate::state::{PAGE, State, flag, sreg};
 use crate::world::{GDT, GDT_ENTRIES, IDENTITY, IDT, LDT, LDT_ENTRIES};
 
@@ -78,7 +78,7 @@ const EXCLUSIONS: &[(&str, Exclusion)] = &[
     }),
     (
         "INT n: task gates aren't offered",
-        |case, _, _| matches!(case.action, Action::Interrupt(vector) if gate_kind(&case.state, vector) == 5),
+        |case, _, _| matches!(case.action, Action::Interrupt(vector, _) if gate_kind(&case.state, vector) == 5),
     ),
     (
         "LTR: the TSS is marked as busy before it is loaded, in unicorn afterwards",
@@ -114,13 +114,18 @@ const EXCLUSIONS: &[(&str, Exclusion)] = &[
             raised(ours) == Some(13) && error(ours).is_some_and(|error| error < 2) && beyond
         },
     ),
+    ("INT n: to unicorn every interrupt is external, and may use every gate", |case, ours, _| {
+        let Action::Interrupt(vector, Origin::Software) = case.action else { return false };
+        ours.outcome == Outcome::fault(13, 8 * u32::from(vector) + 2)
+            && gate_level(&case.state, vector) < case.state.cpl()
+    }),
     ("INT n: unicorn ignores the limits of stacks", |case, ours, _| {
         case.action != Action::Step && raised(ours) == Some(12)
     }),
     (
         "CALL, INT n: a page fault comes before anything is pushed, in unicorn in between",
         |case, ours, theirs| {
-            let pushes = matches!(case.name, "call far" | "external interrupt");
+            let pushes = case.name == "call far" || case.action != Action::Step;
             pushes && raised(ours) == Some(14) && ours.outcome == theirs.outcome
         },
     ),
@@ -188,7 +193,7 @@ fn error(result: &Result) -> Option<u32> {
 
 /// Whether the case goes elsewhere.
 fn is_transfer(case: &Case) -> bool {
-    matches!(case.name, "jmp far" | "call far" | "retf" | "iret" | "external interrupt")
+    matches!(case.name, "jmp far" | "call far" | "retf" | "iret") || case.action != Action::Step
 }
 
 /// Whether `selector` names a system descriptor.
@@ -214,11 +219,17 @@ fn gate_kind(state: &State, vector: u8) -> u8 {
     state.memory[(IDT + 8 * u32::from(vector) + 5) as usize] & 0x1f
 }
 
+/// The level from which the gate for a vector may be used.
+fn gate_level(state: &State, vector: u8) -> u8 {
+    state.memory[(IDT + 8 * u32::from(vector) + 5) as usize] >> 5 & 3
+}
+
 fn set_external(case: &Case, ours: &Result, theirs: &mut Result) -> bool {
     let Outcome::Exception { vector: 10..=13, error: Some(error) } = &mut theirs.outcome else {
         return false;
     };
-    let missing = case.action != Action::Step && raised(ours) != Some(14) && *error & 1 == 0;
+    let external = matches!(case.action, Action::Interrupt(_, Origin::External));
+    let missing = external && raised(ours) != Some(14) && *error & 1 == 0;
     *error |= u32::from(missing);
     missing
 }
@@ -291,7 +302,7 @@ fn null_selectors(case: &Case, ours: &Result, theirs: &mut Result) -> bool {
 }
 
 fn cut_offset(case: &Case, _: &Result, theirs: &mut Result) -> bool {
-    let Action::Interrupt(vector) = case.action else { return false };
+    let Action::Interrupt(vector, _) = case.action else { return false };
     let cut = matches!(gate_kind(&case.state, vector), 6 | 7) && theirs.outcome == Outcome::Done;
     theirs.state.eip &= if cut { 0xffff } else { u32::MAX };
     cut

@@ -4,6 +4,7 @@ use std::fmt;
 
 use lguest_oracle::random::Random;
 
+use crate::machine::Origin;
 use crate::scenery::{self, CR0_CHOICES, CR4_CHOICES, any_address, any_code, any_selector};
 use crate::state::{PAGE, State, flag, gpr};
 use crate::world;
@@ -17,8 +18,8 @@ const SLOTS: u32 = 4 * PAGE / SLOT;
 pub enum Action {
     /// One instruction.
     Step,
-    /// An external interrupt.
-    Interrupt(u8),
+    /// An interrupt is delivered.
+    Interrupt(u8, Origin),
 }
 
 /// A case: a state, and what is done in it.
@@ -108,8 +109,8 @@ const INSTRUCTIONS: &[(&str, Writer)] = &[
     ("push", |draft| draft.code(&[0x50])),
     ("pop", |draft| draft.code(&[0x58])),
     ("fpu, wait, sse", floating_point),
-    ("external interrupt", external_interrupt),
-    ("external interrupt", external_interrupt),
+    ("external interrupt", |draft| interrupt(draft, Origin::External)),
+    ("software interrupt", |draft| interrupt(draft, Origin::Software)),
 ];
 
 impl Draft<'_> {
@@ -433,6 +434,13 @@ fn floating_point(draft: &mut Draft<'_>) {
     draft.code(code);
 }
 
-fn external_interrupt(draft: &mut Draft<'_>) {
-    draft.action = Action::Interrupt(draft.random.byte());
+fn interrupt(draft: &mut Draft<'_>, origin: Origin) {
+    const LEVEL_3: u8 = 0x60;
+    let vector = draft.random.byte();
+    if origin == Origin::Software && !draft.random.one_in(8) {
+        // Whether the gate may be used is judged by hand-written cases.
+        let at = (world::IDT + 8 * u32::from(vector) + 5) as usize;
+        draft.state.memory[at] |= LEVEL_3;
+    }
+    draft.action = Action::Interrupt(vector, origin);
 }

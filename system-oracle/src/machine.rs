@@ -30,6 +30,15 @@ impl Outcome {
     }
 }
 
+/// Where an interrupt comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A device.
+    External,
+    /// `int n` of two bytes, which eip is behind.
+    Software,
+}
+
 /// A processor with its memory.
 pub trait Machine {
     /// Puts it into a state, caches of translations empty.
@@ -38,8 +47,8 @@ pub trait Machine {
     /// Carries out the instruction at eip, and delivers nothing.
     fn step(&mut self) -> Outcome;
 
-    /// Delivers an external interrupt. What is raised meanwhile isn't delivered.
-    fn interrupt(&mut self, vector: u8) -> Outcome;
+    /// Delivers an interrupt. What is raised meanwhile isn't delivered.
+    fn interrupt(&mut self, vector: u8, origin: Origin) -> Outcome;
 
     /// The state it is in.
     fn save(&self) -> State;

@@ -7,7 +7,7 @@ use lguest_processor::{SystemSegment, TableRegister};
 use lguest_switcher::{Gpr, SegmentRegister};
 use lguest_switcher::{GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE, View};
 
-use crate::machine::{Delivers, End, Machine, Outcome};
+use crate::machine::{Delivers, End, Machine, Origin, Outcome};
 use crate::state::{MEMORY, Segment, State, Table};
 
 const REGISTERS: [Gpr; 8] =
@@ -162,8 +162,12 @@ impl Machine for OurMachine {
         }
     }
 
-    fn interrupt(&mut self, vector: u8) -> Outcome {
-        self.enter(&Event { vector, error: None, source: Source::External })
+    fn interrupt(&mut self, vector: u8, origin: Origin) -> Outcome {
+        let source = match origin {
+            Origin::External => Source::External,
+            Origin::Software => Source::Software { length: 2 },
+        };
+        self.enter(&Event { vector, error: None, source })
     }
 
     fn save(&self) -> State {

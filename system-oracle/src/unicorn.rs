@@ -11,7 +11,7 @@ use unicorn_engine::{Arch, Mode, Prot, RegisterX86 as Register, Unicorn, uc_erro
 
 use crate::control_block;
 use crate::hidden::{Image, at, set, set_msr};
-use crate::machine::{Machine, Outcome};
+use crate::machine::{Machine, Origin, Outcome};
 use crate::state::{MEMORY, Segment, State, Table, gpr, sreg};
 
 /// Physical addresses that no case can name: the instruction, the control block and what else `vmrun` needs.
@@ -220,7 +220,8 @@ impl Machine for UnicornMachine {
         self.judge(result, eip)
     }
 
-    fn interrupt(&mut self, vector: u8) -> Outcome {
+    /// To unicorn all of them are external ones.
+    fn interrupt(&mut self, vector: u8, _: Origin) -> Outcome {
         let state = self.save();
         let block = control_block::with_interrupt(&state, vector);
         self.unicorn.mem_write(CONTROL_BLOCK.into(), &block).expect("memory");

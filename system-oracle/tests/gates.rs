@@ -4,6 +4,7 @@
 //! chapter "Interrupt and Exception Handling".
 
 use lguest_system_oracle::descriptors::{self as d, gate, kind, open_gate, system};
+use lguest_system_oracle::machine::{End, Origin};
 use lguest_system_oracle::manual::{Case, Then, check, enter, push, push_words, switch_stack};
 use lguest_system_oracle::state::{State, flag, sreg};
 use lguest_system_oracle::world::{self, FREE, TSS, TSS_SELECTOR, code, data, handler, in_gdt};
@@ -474,21 +475,20 @@ fn external_interrupts() {
     let mut machine = OurMachine::new();
     let mut state = world::at_level(3);
     machine.load(&state);
-    assert_eq!(machine.interrupt(VECTOR), Outcome::Done);
+    assert_eq!(machine.interrupt(VECTOR, Origin::External), Outcome::Done);
     let mut expected = state.clone();
     entered_level_0(&mut expected, VECTOR, world::CODE);
     assert_eq!(expected.differences(&machine.save()), [""; 0]);
 
     set_gate(&mut state, VECTOR, gate(code(0), handler(VECTOR), system::INTERRUPT_GATE, 0));
     machine.load(&state);
-    assert_eq!(machine.interrupt(VECTOR), Outcome::fault(11, IN_IDT + 1));
+    assert_eq!(machine.interrupt(VECTOR, Origin::External), Outcome::fault(11, IN_IDT + 1));
 }
 
 /// "6.15", "Interrupt 8—Double Fault Exception": two contributory exceptions, or a page fault and one, make a double fault; a
 /// third ends everything.
 #[test]
 fn faults_on_the_way() {
-    use lguest_system_oracle::machine::End;
     let mut machine = OurMachine::new();
     let absent = |vector: u8| gate(code(0), handler(vector), system::INTERRUPT_GATE, 0);
     // The instruction raises #UD, #GP or #PF.
