@@ -455,6 +455,24 @@ mod tests {
     }
 
     #[test]
+    fn a_computed_jump_leads_into_the_cache() {
+        const INTO_CACHE: [u8; 4] = [0x4f, 0x8d, 0x0c, 0x01]; // lea r9, [r9+r8]
+        const JMP_R9: [u8; 3] = [0x41, 0xff, 0xe1];
+        assert_eq!(verdict(&[&INTO_CACHE[..], &JMP_R9].concat()), "");
+        for (before, jump) in [
+            (&[0x4f, 0x8d, 0x0c, 0x11][..], JMP_R9), // lea r9, [r9+r10]
+            (&[0x4f, 0x8d, 0x4c, 0x01, 4], JMP_R9),  // lea r9, [r9+r8+4]
+            (&[0x4f, 0x8d, 0x14, 0x01], JMP_R9),     // lea r10, [r9+r8]
+            (&[0x47, 0x8d, 0x0c, 0x01], JMP_R9),     // lea r9d, [r9+r8]
+            (&INTO_CACHE, [0x41, 0xff, 0xe2]),       // jmp r10
+            (&[&INTO_CACHE[..], &[0x90]].concat(), JMP_R9), // nop
+        ] {
+            let verdict = verdict(&[before, &jump].concat());
+            assert!(verdict.starts_with("control can get away"), "{before:02x?}: {verdict:?}");
+        }
+    }
+
+    #[test]
     fn writes_to_reserved_registers_are_found() {
         for code in [
             &[0x49, 0x89, 0xc6][..],   // mov r14, rax
