@@ -221,10 +221,27 @@ fn any_registers(state: &mut State, random: &mut Random) {
 fn any_segments(state: &mut State, random: &mut Random) {
     let level = state.cpl();
     for number in [sreg::ES, sreg::FS, sreg::GS] {
-        let selector = random.pick(&[0, 3, world::data(3), world::data(level), world::code(level)]);
+        let free = u32::from(FREE >> 3) + random.below(GDT_ENTRIES - u32::from(FREE >> 3));
+        let free = (free << 3) as u16 | u16::from(level);
+        let usual = random.pick(&[0, 3, world::data(3), world::data(level), world::code(level)]);
+        let selector = if may_load(state, free, level) { free } else { usual };
         let null = crate::Segment { selector, ..Default::default() };
-        state.segments[number] = if selector < 4 { null } else { world::loaded(state, selector) };
+        state.segments[number] = if selector < 4 { null } else { as_loaded(state, selector) };
     }
+}
+
+/// Whether `level` may load a selector into a data segment register.
+fn may_load(state: &State, selector: u16, level: u8) -> bool {
+    let attributes = world::loaded(state, selector).attributes;
+    let kind = u32::from(attributes & 0xf) | 1;
+    let is_usable = attributes & 0x90 == 0x90 && kind != kind::EXECUTE_ONLY && kind != 13;
+    is_usable && (kind == kind::CONFORMING || attributes >> 5 & 3 >= u16::from(level))
+}
+
+/// A segment register as a load leaves it: marked as accessed.
+fn as_loaded(state: &State, selector: u16) -> crate::Segment {
+    let segment = world::loaded(state, selector);
+    crate::Segment { attributes: segment.attributes | 1, ..segment }
 }
 
 /// A selector: of the GDT or LDT, existing or not, with any level.
