@@ -42,7 +42,7 @@ const DETAILS: &[(&str, Detail)] = &[
         byte_of_descriptor,
     ),
     (
-        "RET, IRET, INT n: a stack's descriptor is read before levels are compared, in unicorn later",
+        "RET, IRET: a stack's descriptor is read before levels are compared, in unicorn afterwards",
         read_descriptors,
     ),
     (
@@ -328,7 +328,7 @@ fn byte_of_descriptor(_: &Case, ours: &Result, theirs: &mut Result) -> bool {
 
 fn read_descriptors(case: &Case, ours: &Result, theirs: &mut Result) -> bool {
     let mut read = false;
-    if is_transfer(case) && matches!(raised(theirs), Some(10 | 13)) {
+    if matches!(case.name, "iret" | "retf") && raised(theirs) == Some(13) {
         for table in [GDT, LDT] {
             let entry = (IDENTITY + 4 * (table / PAGE)) as usize;
             let (ours, theirs) = (ours.state.memory[entry], &mut theirs.state.memory[entry]);

@@ -6,7 +6,7 @@
 use lguest_system_oracle::descriptors::{self as d, gate, kind, open_gate, system};
 use lguest_system_oracle::machine::{End, Origin};
 use lguest_system_oracle::manual::{Case, Then, check, enter, push, push_words, switch_stack};
-use lguest_system_oracle::state::{State, flag, sreg};
+use lguest_system_oracle::state::{PAGE, State, flag, sreg};
 use lguest_system_oracle::world::{self, FREE, TSS, TSS_SELECTOR, code, data, handler, in_gdt};
 use lguest_system_oracle::{Delivers, Machine, OurMachine, Outcome, Segment};
 
@@ -447,6 +447,28 @@ const BAD_STACKS: &[Case] = &[
             s.store_descriptor(in_gdt(FREE + 8), stack);
         },
         then: Then::DeliveryRaises(12, (FREE + 8) as u32),
+    },
+    Case {
+        says: "INT: the level in the selector is judged before the descriptor is read",
+        level: 3,
+        code: INT,
+        given: |s| {
+            entered_on(s, 4 | 1);
+            // The LDT's page isn't there.
+            s.store_dword(world::IDENTITY + 4 * (world::LDT / PAGE), 0);
+        },
+        then: Then::DeliveryRaises(10, 4),
+    },
+    Case {
+        says: "INT: room on the stack is judged before the handler's address",
+        level: 0,
+        code: INT,
+        given: |s| {
+            let short = handler(VECTOR) - 1;
+            leads_to(s, d::segment(0, short, d::access(kind::CODE, 0), d::BYTES_32));
+            s.segments[sreg::SS].limit = 0xfff;
+        },
+        then: Then::DeliveryRaises(12, 0),
     },
     Case {
         says: "INT: no room on the present stack, of which it doesn't",

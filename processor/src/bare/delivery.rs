@@ -143,6 +143,9 @@ impl<B: Board> Bare<B> {
         let target = self.target(&gate, event.external())?;
         let frame = self.frame(event, target.inner);
         let places = self.places(&target, gate.size, frame.len(), event.external())?;
+        if gate.offset > target.code.limit {
+            return Err(Exception::with_error(PROTECTION, event.external()));
+        }
         // Nothing can be wrong any more but the tables' own pages.
         let code = self.used(target.code)?;
         let stack = if target.inner { self.used(target.stack)? } else { target.stack };
@@ -182,9 +185,6 @@ impl<B: Board> Bare<B> {
         } else {
             (self.vcpu.cpu.segment(SegmentRegister::Ss), self.vcpu.cpu.gpr(Gpr::Esp))
         };
-        if gate.offset > code.limit {
-            return Err(Exception::with_error(PROTECTION, external));
-        }
         let code = Segment { selector: selector & !3 | u16::from(level), ..code };
         Ok(Target { code, level, stack, esp, inner })
     }
@@ -220,9 +220,11 @@ impl<B: Board> Bare<B> {
             let [e0, e1, s0, s1] = self.system.read_table(place)?;
             (u16::from_le_bytes([e0, e1]).into(), u16::from_le_bytes([s0, s1]))
         };
+        if u32::from(selector & 3) != level {
+            return Err(error(INVALID_TASK, selector));
+        }
         let stack = self.segment(selector)?.ok_or(error(INVALID_TASK, selector))?;
-        let levels = u32::from(selector & 3) == level && u32::from(stack.dpl()) == level;
-        if !levels || !stack.is_writable() {
+        if u32::from(stack.dpl()) != level || !stack.is_writable() {
             return Err(error(INVALID_TASK, selector));
         }
         if stack.attributes & 0x80 == 0 {
