@@ -1,6 +1,6 @@
 //! Cases written by hand, as the manual says them.
 //!
-//! A case is a level, an instruction, what is changed about the [world](crate::world) beforehand, and what is to come of it.
+//! A case is a level, an instruction, what is changed about the [`world`] beforehand, and what is to come of it.
 //! All of the state is compared: what a case doesn't mention must not have changed.
 
 use crate::contest::hide_unused;
