@@ -116,7 +116,11 @@ impl Machine {
         self.vcpu.read_virt(&mut self.world, at, first, user).ok()?;
         let next = at.wrapping_add(here as u32);
         let _ = self.vcpu.read_virt(&mut self.world, next, second, user);
-        let mut decoder = Decoder::with_ip(32, &bytes, eip.into(), DecoderOptions::NONE);
+        // On our processor these prefixes mean nothing.
+        let old = DecoderOptions::NO_MPFX_0FBC
+            | DecoderOptions::NO_MPFX_0FBD
+            | DecoderOptions::NO_WBNOINVD;
+        let mut decoder = Decoder::with_ip(32, &bytes, eip.into(), old);
         Some(decoder.decode())
     }
 }
