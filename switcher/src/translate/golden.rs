@@ -230,6 +230,7 @@ fn field(at: i32) -> Option<String> {
         offset::REASON => "REASON",
         offset::DETAIL => "DETAIL",
         offset::FPU_TRAP => "FPU_TRAP",
+        offset::TIMESTAMP_TRAP => "TIMESTAMP_TRAP",
         offset::PENDING => "PENDING",
         offset::EXIT => "EXIT",
         offset::BOUNCE_BIT => "BOUNCE_BIT",
