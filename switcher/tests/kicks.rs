@@ -103,26 +103,32 @@ fn run_through(guest: &mut Guest) -> u32 {
     }
 }
 
+/// Kicks wanted before the sum is believed. A machine with much else to do gives few of them to a run, so there
+/// are as many runs as it takes.
+const ENOUGH: u32 = 100;
+
 #[test]
 fn kicks_at_a_high_rate_change_nothing() {
     const ROUNDS: u32 = 3000;
     let mut quiet = guest(ROUNDS);
     assert_eq!(run_through(&mut quiet), 0);
-    let mut guest = guest(ROUNDS);
-    let kicker = guest.vcpu.kicker();
-    let done = Arc::new(AtomicBool::new(false));
-    let until = done.clone();
-    let other = std::thread::spawn(move || {
-        while !until.load(Ordering::Relaxed) {
-            kicker.kick();
-            std::thread::sleep(Duration::from_micros(20));
-        }
-    });
-    let kicks = run_through(&mut guest);
-    done.store(true, Ordering::Relaxed);
-    other.join().unwrap();
-    assert!(kicks > 100, "{kicks}");
-    assert_eq!(outcome(&guest), outcome(&quiet));
+    let mut kicks = 0;
+    while kicks <= ENOUGH {
+        let mut guest = guest(ROUNDS);
+        let kicker = guest.vcpu.kicker();
+        let done = Arc::new(AtomicBool::new(false));
+        let until = done.clone();
+        let other = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                kicker.kick();
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        });
+        kicks += run_through(&mut guest);
+        done.store(true, Ordering::Relaxed);
+        other.join().unwrap();
+        assert_eq!(outcome(&guest), outcome(&quiet));
+    }
 }
 
 #[test]
@@ -144,7 +150,7 @@ fn alarms_at_a_high_rate_change_nothing() {
             }
         }
     }
-    assert!(kicks > 100, "{kicks}");
+    assert!(kicks > ENOUGH, "{kicks}");
     assert_eq!(outcome(&guest), outcome(&quiet));
 }
 
