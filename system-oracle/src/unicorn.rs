@@ -232,8 +232,10 @@ impl Machine for UnicornMachine {
         set_msr(&mut self.unicorn, VM_HSAVE_PA, HOST_SAVE.into());
         let result = self.run(HOST_CODE);
         let outcome = self.judge(result, state.eip);
-        // The vector stands where exceptions are named, so it is heard of once it has been delivered.
-        let delivered = self.get(Register::EIP) != state.eip;
+        // The vector stands where exceptions are named, so it is heard of once it has been delivered. A handler may begin
+        // at the very eip that was interrupted, but something has been pushed.
+        let esp = self.image.dword(at::GPR + 8 * gpr::ESP);
+        let delivered = self.get(Register::EIP) != state.eip || esp != state.gpr[gpr::ESP];
         match outcome {
             Outcome::Exception { vector: heard, .. } if delivered && heard == vector => {
                 Outcome::Done
