@@ -5,7 +5,7 @@ mod guest;
 
 use guest::*;
 use iced_x86::code_asm::*;
-use lguest_switcher::{Gpr, GuestPhys, GuestVirt, Mapping, PAGE_SIZE, View};
+use lguest_switcher::{Exception, Gpr, GuestPhys, GuestVirt, Mapping, PAGE_SIZE, View};
 
 #[test]
 fn a_page_is_asked_for_once_and_again_when_taken_back() {
@@ -280,4 +280,26 @@ fn code_may_be_anywhere() {
     guest.finish();
     // They share one frame, so each program overwrites the end of the one before.
     assert_eq!(guest.gpr(Gpr::Eax), (1..=300).sum::<u32>());
+}
+
+#[test]
+fn the_end_of_the_address_space_is_judged_before_the_page_there() {
+    type Program = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+    let cases: [(Program, Exception); 6] = [
+        (|a| a.mov(dword_ptr(0xffff_ffffu32), eax), Exception::protection(0)),
+        (|a| a.mov(ax, word_ptr(edi)), Exception::protection(0)),
+        (|a| a.stosd(), Exception::protection(0)),
+        (|a| a.push(eax), Exception::stack(0)),
+        (|a| a.mov(byte_ptr(edi), al), page_fault(u32::MAX, 6)),
+        (|a| a.mov(eax, dword_ptr(edi - 3)), page_fault(u32::MAX - 3, 4)),
+    ];
+    for (index, (program, expected)) in cases.into_iter().enumerate() {
+        let mut guest = Guest::user(program);
+        guest.set_gpr(Gpr::Edi, u32::MAX);
+        guest.set_gpr(Gpr::Esp, 2);
+        for _ in 0..2 {
+            assert_eq!(guest.exception(), expected, "case {index}");
+            assert_eq!(guest.vcpu.cpu.eip(), USER);
+        }
+    }
 }

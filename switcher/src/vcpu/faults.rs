@@ -31,6 +31,9 @@ mod trap {
     pub(super) const SSE: u64 = 19;
 }
 
+/// Bytes of the longest operand, `fxsave`'s.
+const LONGEST_OPERAND: u32 = 512;
+
 /// Bit of the host's page-fault error code: it was a write.
 const WRITE: u64 = 1 << 1;
 
@@ -87,6 +90,10 @@ impl Vcpu {
         self.repeats = if self.last_fault == Some(fault) { self.repeats + 1 } else { 0 };
         self.last_fault = Some(fault);
         if self.repeats > PATIENCE {
+            return self.reroute(env, Route::Bounced);
+        }
+        if at.0 > u32::MAX - LONGEST_OPERAND {
+            // Perhaps it crosses the end of the address space, which is judged before pages are. Rust does so.
             return self.reroute(env, Route::Bounced);
         }
         let record = self.spaces.windows.get(hit, at.page_number());
