@@ -1,0 +1,28 @@
+//! **Networks**: where a network device's frames go to and come from.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// Bytes of the longest frame: what an Ethernet header, a VLAN tag and 1500 bytes make, and a guest's own idea of a larger
+/// one.
+pub const LONGEST_FRAME: usize = 65550;
+
+/// One end of a network, to which Ethernet frames (without their check sequence) go and from which they come. It belongs to
+/// one thread, which never waits in any of these but sleeps in `poll` on [`Network::descriptor`].
+pub trait Network: Send {
+    /// Is readable when a frame has come; writable when one can be sent, after one couldn't.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+
+    /// Takes the next frame that has come into `frame`, and gives its length; `None` when there is none now.
+    ///
+    /// # Errors
+    /// The network is gone for good: there will be no more frames.
+    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// Sends a frame. `false` when there is no room for it now: to be tried again when the descriptor is writable, or dropped,
+    /// as networks do.
+    ///
+    /// # Errors
+    /// The network is gone for good.
+    fn send(&mut self, frame: &[u8]) -> io::Result<bool>;
+}
