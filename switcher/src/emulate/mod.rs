@@ -66,8 +66,9 @@ pub(crate) trait Bus {
     /// The page fault that the write would raise.
     fn check_write(&mut self, at: GuestVirt, len: u32) -> Result<(), Exception>;
 
-    /// How many of `len` bytes at `at` come before the first with a breakpoint.
-    fn untouched(&self, at: GuestVirt, len: u32) -> u32;
+    /// How many of `len` bytes at `at`, in one page, may be accessed together: those before the first with a
+    /// breakpoint, and none of a device.
+    fn together(&mut self, at: GuestVirt, len: u32) -> u32;
 
     /// Whether a byte with a breakpoint has been touched: the instruction stops behind its current
     /// step.

@@ -257,7 +257,7 @@ impl Strings {
     }
 
     /// How many of `wanted` steps make a run: at least 1.
-    fn run_length(&self, cpu: &Cpu, bus: &dyn Bus, wanted: u32) -> u32 {
+    fn run_length(&self, cpu: &Cpu, bus: &mut dyn Bus, wanted: u32) -> u32 {
         if wanted == 1 || flags::is_set(cpu, flags::DF) {
             return 1;
         }
@@ -283,12 +283,12 @@ impl Strings {
         if self.is_within_limits(cpu, steps * self.size) { steps } else { 1 }
     }
 
-    /// Bytes from an offset to the end of its page, to where its index wraps, or to a breakpoint.
-    fn room(&self, cpu: &Cpu, bus: &dyn Bus, segment: SegmentRegister, offset: u32) -> u32 {
+    /// Bytes from an offset to the end of its page, to where its index wraps, to a breakpoint or a device.
+    fn room(&self, cpu: &Cpu, bus: &mut dyn Bus, segment: SegmentRegister, offset: u32) -> u32 {
         let at = self.address(cpu, segment, offset);
         let to_page_end = PAGE_SIZE - at % PAGE_SIZE;
         let to_wrap = (self.index_mask() - offset).saturating_add(1);
-        bus.untouched(GuestVirt(at), to_page_end.min(to_wrap))
+        bus.together(GuestVirt(at), to_page_end.min(to_wrap))
     }
 
     /// Whether both segments allow a run of `len` bytes.

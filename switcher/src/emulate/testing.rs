@@ -106,7 +106,7 @@ impl Bus for Memory {
         self.check(at.0, len, true)
     }
 
-    fn untouched(&self, _: GuestVirt, len: u32) -> u32 {
+    fn together(&mut self, _: GuestVirt, len: u32) -> u32 {
         len
     }
 

@@ -53,7 +53,7 @@ impl Vcpu {
         instruction: &Instruction,
     ) -> Result<(), Exception> {
         let size = instruction.memory_size().size().min(BOUNCE_BYTES);
-        let writes = writes_memory(instruction);
+        let Accesses { reads, writes } = Accesses::of(instruction);
         let operand = Pieces::of(&self.cpu, instruction);
         let aligned = operand.start().0.is_multiple_of(16) || !must_be_aligned(instruction, size);
         let user = self.assumptions.user;
@@ -68,7 +68,11 @@ impl Vcpu {
             if writes {
                 bus.check_write(address, len)?;
                 // What is only written is read too: a part of it may stay as it was.
-                bus.copy_out(address, buffer)?;
+                if reads {
+                    bus.copy_out(address, buffer)?;
+                } else {
+                    bus.copy_out_memory(address, buffer)?;
+                }
             } else {
                 bus.read(address, buffer)?;
             }
@@ -124,16 +128,24 @@ fn is_bit_string(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
 }
 
-/// Whether the instruction may write to its memory operand.
-fn writes_memory(instruction: &Instruction) -> bool {
-    let mut factory = InstructionInfoFactory::new();
-    let info = factory.info_options(instruction, InstructionInfoOptions::NO_REGISTER_USAGE);
-    info.used_memory().iter().any(|memory| {
-        matches!(
-            memory.access(),
-            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-        )
-    })
+/// What an instruction may do with its memory operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Accesses {
+    reads: bool,
+    writes: bool,
+}
+
+impl Accesses {
+    fn of(instruction: &Instruction) -> Self {
+        use OpAccess as A;
+        let mut factory = InstructionInfoFactory::new();
+        let info = factory.info_options(instruction, InstructionInfoOptions::NO_REGISTER_USAGE);
+        let any = |kinds: &[A]| info.used_memory().iter().any(|m| kinds.contains(&m.access()));
+        Self {
+            reads: any(&[A::Read, A::CondRead, A::ReadWrite, A::ReadCondWrite]),
+            writes: any(&[A::Write, A::CondWrite, A::ReadWrite, A::ReadCondWrite]),
+        }
+    }
 }
 
 /// Whether an operand that isn't aligned raises #GP: those of `fxsave` and `fxrstor`, and the 16-byte ones of
@@ -180,8 +192,9 @@ mod tests {
         let add_store = decode(&[0x01, 0x03]);
         let compare = decode(&[0x39, 0x03]);
         assert_eq!(
-            [mov_store, mov_load, add_store, compare].map(|i| writes_memory(&i)),
-            [true, false, true, false]
+            [mov_store, mov_load, add_store, compare].map(|i| Accesses::of(&i)),
+            [(false, true), (true, false), (true, true), (true, false)]
+                .map(|(reads, writes)| Accesses { reads, writes })
         );
     }
 

@@ -4,8 +4,7 @@
 //! (or, where that doesn't know, the embedder) for the frame, and then accesses physical memory, where a
 //! write into translated code is noted.
 //!
-//! Where a page table leads to physical addresses without memory, reads give all ones and writes vanish, as
-//! on a PC's bus.
+//! Where a page table leads to physical addresses without memory, the embedder is asked: there may be a device.
 
 use super::spaces::Spaces;
 use crate::address::{GuestPhys, GuestVirt, PAGE_SIZE};
@@ -53,13 +52,30 @@ impl<'a> GuestBus<'a> {
 
     /// Copies memory out, as far as it can be read.
     pub(super) fn copy_out(&mut self, at: GuestVirt, into: &mut [u8]) -> Result<(), PageFault> {
+        self.copy(at, into, true)
+    }
+
+    /// The same for an operand that is about to be overwritten: no device is read, since that can change it.
+    pub(super) fn copy_out_memory(
+        &mut self,
+        at: GuestVirt,
+        into: &mut [u8],
+    ) -> Result<(), PageFault> {
+        self.copy(at, into, false)
+    }
+
+    fn copy(&mut self, at: GuestVirt, into: &mut [u8], devices: bool) -> Result<(), PageFault> {
         let mut at = at;
         let mut rest = into;
         while !rest.is_empty() {
             let (piece, behind) = rest.split_at_mut(in_page(at, rest.len()));
             let phys = self.locate(at, false)?;
             if self.memory.read(phys, piece).is_err() {
-                piece.fill(0xff);
+                if devices {
+                    self.env.read_device(phys, piece);
+                } else {
+                    piece.fill(0);
+                }
             }
             at = at.wrapping_add(piece.len() as u32);
             rest = behind;
@@ -76,7 +92,9 @@ impl<'a> GuestBus<'a> {
         while !rest.is_empty() {
             let (piece, behind) = rest.split_at(in_page(at, rest.len()));
             let phys = self.locate(at, true)?;
-            let _ = self.memory.write(phys, piece);
+            if self.memory.write(phys, piece).is_err() {
+                self.env.write_device(phys, piece);
+            }
             at = at.wrapping_add(piece.len() as u32);
             rest = behind;
         }
@@ -116,7 +134,11 @@ impl Bus for GuestBus<'_> {
         Ok(self.probe(at, len as usize)?)
     }
 
-    fn untouched(&self, at: GuestVirt, len: u32) -> u32 {
+    fn together(&mut self, at: GuestVirt, len: u32) -> u32 {
+        // A page fault comes in its own time.
+        if self.locate(at, false).is_ok_and(|phys| !self.memory.contains(phys, 1)) {
+            return 0;
+        }
         self.spaces.breakpoints.untouched(at, len)
     }
 

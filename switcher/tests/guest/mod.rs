@@ -52,6 +52,15 @@ pub(crate) struct Tables {
     pub(crate) walks: u32,
     /// The longest run to answer with.
     pub(crate) run: u32,
+    /// What was done beyond memory.
+    pub(crate) device_accesses: Vec<DeviceAccess>,
+}
+
+/// An access where there is no memory. What is read there is the low byte of each address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum DeviceAccess {
+    Read(u32, usize),
+    Write(u32, Vec<u8>),
 }
 
 impl Environment for Tables {
@@ -78,6 +87,17 @@ impl Environment for Tables {
 
     fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, PageFault> {
         Ok(self.descriptors.get(usize::from(selector / 8)).copied())
+    }
+
+    fn read_device(&mut self, at: GuestPhys, into: &mut [u8]) {
+        self.device_accesses.push(DeviceAccess::Read(at.0, into.len()));
+        for (byte, at) in into.iter_mut().zip(at.0..) {
+            *byte = at as u8;
+        }
+    }
+
+    fn write_device(&mut self, at: GuestPhys, from: &[u8]) {
+        self.device_accesses.push(DeviceAccess::Write(at.0, from.to_vec()));
     }
 }
 

@@ -213,10 +213,10 @@ fn a_run_is_as_long_as_nothing_stands_in_its_way() {
         target: (0, u32::MAX),
     };
     let run = |case: Case| {
-        let (cpu, memory) = case.start();
+        let (cpu, mut memory) = case.start();
         let instruction = decode(0x1000, &case.code());
         let strings = Strings::new(case.operation, case.size(), &instruction);
-        strings.run_length(&cpu, &memory, case.ecx)
+        strings.run_length(&cpu, &mut memory, case.ecx)
     };
     const MOST: u32 = RUN_BYTES as u32 / 4;
     assert_eq!(run(PLAIN), MOST);
