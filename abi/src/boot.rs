@@ -20,19 +20,34 @@ pub const BOOT_PARAMS_BYTES: usize = 4096;
 pub mod offset {
     /// u8: how many entries the memory map has.
     pub const E820_COUNT: u32 = 0x1e8;
+    /// u16: the boot protocol's version.
+    pub const PROTOCOL: u32 = 0x206;
     /// u8: [`LOADER_UNKNOWN`](super::LOADER_UNKNOWN) when there is an initrd.
     pub const LOADER_TYPE: u32 = 0x210;
+    /// u8: flags.
+    pub const LOAD_FLAGS: u32 = 0x211;
     /// u32: where the initrd is.
     pub const INITRD_START: u32 = 0x218;
     /// u32: its size, rounded up to pages.
     pub const INITRD_SIZE: u32 = 0x21c;
     /// u32: where the command line is.
     pub const COMMAND_LINE_POINTER: u32 = 0x228;
+    /// u32: to what a kernel that can be moved must be aligned.
+    pub const KERNEL_ALIGNMENT: u32 = 0x230;
     /// u32: [`PLATFORM_LGUEST`](super::PLATFORM_LGUEST).
     pub const PLATFORM: u32 = 0x23c;
     /// The memory map: entries of [`E820Entry::SIZE`](super::E820Entry::SIZE) bytes.
     pub const E820_MAP: u32 = 0x2d0;
 }
+
+/// The boot protocol that later guests are told of: the first one with the platform type.
+pub const PROTOCOL_VERSION: u16 = 0x207;
+
+/// Flag: the kernel isn't to load segment registers, since they are right.
+pub const KEEP_SEGMENTS: u8 = 1 << 6;
+
+/// The alignment that later guests are told of, in bytes.
+pub const KERNEL_ALIGNMENT: u32 = 16 << 20;
 
 /// The loader type of a loader without a number of its own.
 pub const LOADER_UNKNOWN: u8 = 0xff;

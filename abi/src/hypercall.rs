@@ -1,14 +1,18 @@
 //! The calls a guest makes to its Host.
 //!
 //! A guest that wants something done puts a number into eax and up to three arguments into edx,
-//! ebx and ecx, and says `int $0x1f`. The same four words, in the same order, make an entry of the
+//! ebx and ecx, and says `int $0x1f`. The same words, in the same order, make an entry of the
 //! ring in [`LguestData`](crate::LguestData), for calls that can wait. [`Hypercall`] is what the
-//! four words mean; [`Hypercall::decode`] and [`Hypercall::encode`] go from one to the other.
+//! words mean; [`Hypercall::decode`] and [`Hypercall::encode`] go from one to the other.
+//!
+//! Later generations have a fourth argument, other registers
+//! ([`Generation::argument_registers`]), and other calls: a number means what it meant to kernels of the time.
 //!
 //! Decoding judges nothing but the number: whether an address is good, or there are too many GDT
 //! entries, is the Host's to say.
 
 use crate::address::{Phys, Virt};
+use crate::generation::{CALL_WORDS, Generation};
 use core::fmt;
 
 /// The interrupt vector that makes a hypercall, from privilege level 1.
@@ -62,10 +66,23 @@ pub mod number {
     pub const SET_PMD: u32 = 15;
     /// [`Hypercall::LoadTls`](super::Hypercall::LoadTls)
     pub const LOAD_TLS: u32 = 16;
+    /// [`Hypercall::Shutdown`](super::Hypercall::Shutdown), which took the place of `CRASH`
+    pub const SHUTDOWN: u32 = CRASH;
+    /// [`Hypercall::SetMiddle`](super::Hypercall::SetMiddle), in the place of `SEND_DMA`
+    pub const SET_MIDDLE: u32 = SEND_DMA;
+    /// [`Hypercall::Notify`](super::Hypercall::Notify)
+    pub const NOTIFY: u32 = 17;
+    /// [`Hypercall::LoadGdtEntry`](super::Hypercall::LoadGdtEntry)
+    pub const LOAD_GDT_ENTRY: u32 = 18;
+    /// [`Hypercall::SendInterrupts`](super::Hypercall::SendInterrupts)
+    pub const SEND_INTERRUPTS: u32 = 19;
 }
 
-/// How many different calls there are: numbers 0..`COUNT`.
+/// How many different calls the first generation has: numbers 0..`COUNT`.
 pub const COUNT: u32 = 17;
+
+/// The second argument of [`Hypercall::Shutdown`] that asks for a restart; any other one powers off.
+pub const SHUTDOWN_RESTART: u32 = 2;
 
 /// What [`Hypercall::FlushTlb`] forgets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,10 +182,10 @@ pub enum Hypercall {
         directory: Phys,
         /// The address it maps.
         address: Virt,
-        /// Its new value.
-        value: u32,
+        /// Its new value; its upper half is 0 where entries have 32 bits.
+        value: u64,
     },
-    /// Tells that one page-directory entry changed.
+    /// Tells that one entry of the uppermost table changed. Later kernels call it SET_PGD.
     SetPmd {
         /// The page directory.
         directory: Phys,
@@ -182,6 +199,36 @@ pub enum Hypercall {
         /// The processor they are for; there is only 0.
         cpu: u32,
     },
+    /// Ends the guest, or starts it again. Since 2.6.26 or so.
+    Shutdown {
+        /// Its last words, a string ending in NUL.
+        message: Phys,
+        /// It wants to be started again.
+        restart: bool,
+    },
+    /// Tells that an entry of a middle table changed, where tables have three levels.
+    SetMiddle {
+        /// The middle table.
+        table: Phys,
+        /// Which entry, 0..=511.
+        index: u32,
+    },
+    /// Rings a device's bell, or prints a string early.
+    Notify {
+        /// The device's ring or descriptor, or the string.
+        address: Phys,
+    },
+    /// Sets one entry of the GDT.
+    LoadGdtEntry {
+        /// Which one.
+        entry: u32,
+        /// Its first four bytes.
+        low: u32,
+        /// Its last four bytes.
+        high: u32,
+    },
+    /// Invites interrupts that waited to be enabled. Like any call it is an occasion to deliver them.
+    SendInterrupts,
 }
 // ANCHOR_END: hypercalls
 
@@ -201,67 +248,92 @@ impl fmt::Display for UnknownHypercall {
 impl core::error::Error for UnknownHypercall {}
 
 impl Hypercall {
-    /// What the four words `[eax, edx, ebx, ecx]` ask for. Registers that the call doesn't use are
-    /// not looked at.
+    /// What the words ask for: the number, and the arguments in the order of
+    /// [`Generation::argument_registers`]. Arguments that the call doesn't use are not looked at.
     ///
     /// # Errors
-    /// When eax isn't the number of a call.
-    pub const fn decode([eax, edx, ebx, ecx]: [u32; 4]) -> Result<Self, UnknownHypercall> {
-        Ok(match eax {
+    /// When the first word isn't the number of a call in that generation.
+    pub const fn decode(
+        generation: Generation,
+        words: [u32; CALL_WORDS],
+    ) -> Result<Self, UnknownHypercall> {
+        let signed = generation.is_signed();
+        let [call, a, b, c, d] = words;
+        Ok(match call {
             number::FLUSH_ASYNC => Self::FlushAsync,
-            number::LGUEST_INIT => Self::LguestInit { data: Phys(edx) },
-            number::CRASH => Self::Crash { message: Phys(edx) },
-            number::LOAD_GDT => Self::LoadGdt { table: Phys(edx), entries: ebx },
-            number::NEW_PGTABLE => Self::NewPgtable { directory: Phys(edx) },
+            number::LGUEST_INIT => Self::LguestInit { data: Phys(a) },
+            number::CRASH if signed => Self::Crash { message: Phys(a) },
+            number::SHUTDOWN => Self::Shutdown { message: Phys(a), restart: b == SHUTDOWN_RESTART },
+            number::LOAD_GDT if generation.hands_over_gdt() => {
+                Self::LoadGdt { table: Phys(a), entries: b }
+            }
+            number::NEW_PGTABLE => Self::NewPgtable { directory: Phys(a) },
             number::FLUSH_TLB => {
-                let scope = if edx == 0 { FlushScope::User } else { FlushScope::All };
+                let scope = if a == 0 { FlushScope::User } else { FlushScope::All };
                 Self::FlushTlb { scope }
             }
-            number::LOAD_IDT_ENTRY => Self::LoadIdtEntry { vector: edx, low: ebx, high: ecx },
-            number::SET_STACK => Self::SetStack { segment: edx, esp: Virt(ebx), pages: ecx },
-            number::TS => Self::Ts { set: edx != 0 },
-            number::SET_CLOCKEVENT => Self::SetClockevent { nanoseconds: edx },
+            number::LOAD_IDT_ENTRY => Self::LoadIdtEntry { vector: a, low: b, high: c },
+            number::SET_STACK => Self::SetStack { segment: a, esp: Virt(b), pages: c },
+            number::TS => Self::Ts { set: a != 0 },
+            number::SET_CLOCKEVENT => Self::SetClockevent { nanoseconds: a },
             number::HALT => Self::Halt,
-            number::GET_WALLCLOCK => Self::GetWallclock,
-            number::BIND_DMA => Self::BindDma {
-                key: Phys(edx),
-                array: Phys(ebx),
-                count: ecx >> 8,
-                irq: (ecx & 0xff) as u8,
-            },
-            number::SEND_DMA => Self::SendDma { key: Phys(edx), dma: Phys(ebx) },
-            number::SET_PTE => {
-                Self::SetPte { directory: Phys(edx), address: Virt(ebx), value: ecx }
+            number::GET_WALLCLOCK if generation.asks_for_wallclock() => Self::GetWallclock,
+            number::BIND_DMA if signed => {
+                Self::BindDma { key: Phys(a), array: Phys(b), count: c >> 8, irq: (c & 0xff) as u8 }
             }
-            number::SET_PMD => Self::SetPmd { directory: Phys(edx), index: ebx },
-            number::LOAD_TLS => Self::LoadTls { descriptors: Phys(edx), cpu: ebx },
-            _ => return Err(UnknownHypercall(eax)),
+            number::SEND_DMA if signed => Self::SendDma { key: Phys(a), dma: Phys(b) },
+            number::SET_MIDDLE if generation.may_have_three_levels() => {
+                Self::SetMiddle { table: Phys(a), index: b }
+            }
+            number::SET_PTE => {
+                let high = if generation.may_have_three_levels() { d } else { 0 };
+                let value = (high as u64) << 32 | c as u64;
+                Self::SetPte { directory: Phys(a), address: Virt(b), value }
+            }
+            number::SET_PMD => Self::SetPmd { directory: Phys(a), index: b },
+            number::LOAD_TLS => Self::LoadTls { descriptors: Phys(a), cpu: b },
+            number::NOTIFY if generation.notifies() => Self::Notify { address: Phys(a) },
+            number::LOAD_GDT_ENTRY if !signed => Self::LoadGdtEntry { entry: a, low: b, high: c },
+            number::SEND_INTERRUPTS if generation.may_have_three_levels() => Self::SendInterrupts,
+            _ => return Err(UnknownHypercall(call)),
         })
     }
 
-    /// The four words `[eax, edx, ebx, ecx]` that ask for this. Registers that the call doesn't
+    /// The words that ask for this: the number, then the arguments; those that the call doesn't
     /// use are 0. Of `BindDma`'s count the low 24 bits are kept.
     #[must_use]
-    pub const fn encode(self) -> [u32; 4] {
-        let [edx, ebx, ecx] = match self {
-            Self::FlushAsync | Self::Halt | Self::GetWallclock => [0, 0, 0],
-            Self::LguestInit { data } => [data.0, 0, 0],
-            Self::Crash { message } => [message.0, 0, 0],
-            Self::LoadGdt { table, entries } => [table.0, entries, 0],
-            Self::NewPgtable { directory } => [directory.0, 0, 0],
-            Self::FlushTlb { scope: FlushScope::User } => [0, 0, 0],
-            Self::FlushTlb { scope: FlushScope::All } => [1, 0, 0],
-            Self::LoadIdtEntry { vector, low, high } => [vector, low, high],
-            Self::SetStack { segment, esp, pages } => [segment, esp.0, pages],
-            Self::Ts { set } => [set as u32, 0, 0],
-            Self::SetClockevent { nanoseconds } => [nanoseconds, 0, 0],
-            Self::BindDma { key, array, count, irq } => [key.0, array.0, count << 8 | irq as u32],
-            Self::SendDma { key, dma } => [key.0, dma.0, 0],
-            Self::SetPte { directory, address, value } => [directory.0, address.0, value],
-            Self::SetPmd { directory, index } => [directory.0, index, 0],
-            Self::LoadTls { descriptors, cpu } => [descriptors.0, cpu, 0],
+    pub const fn encode(self) -> [u32; CALL_WORDS] {
+        let [a, b, c, d] = match self {
+            Self::FlushAsync | Self::Halt | Self::GetWallclock | Self::SendInterrupts => {
+                [0, 0, 0, 0]
+            }
+            Self::LguestInit { data } => [data.0, 0, 0, 0],
+            Self::Crash { message } => [message.0, 0, 0, 0],
+            Self::Shutdown { message, restart } => {
+                [message.0, if restart { SHUTDOWN_RESTART } else { 1 }, 0, 0]
+            }
+            Self::LoadGdt { table, entries } => [table.0, entries, 0, 0],
+            Self::NewPgtable { directory } => [directory.0, 0, 0, 0],
+            Self::FlushTlb { scope: FlushScope::User } => [0, 0, 0, 0],
+            Self::FlushTlb { scope: FlushScope::All } => [1, 0, 0, 0],
+            Self::LoadIdtEntry { vector, low, high } => [vector, low, high, 0],
+            Self::SetStack { segment, esp, pages } => [segment, esp.0, pages, 0],
+            Self::Ts { set } => [set as u32, 0, 0, 0],
+            Self::SetClockevent { nanoseconds } => [nanoseconds, 0, 0, 0],
+            Self::BindDma { key, array, count, irq } => {
+                [key.0, array.0, count << 8 | irq as u32, 0]
+            }
+            Self::SendDma { key, dma } => [key.0, dma.0, 0, 0],
+            Self::SetMiddle { table, index } => [table.0, index, 0, 0],
+            Self::SetPte { directory, address, value } => {
+                [directory.0, address.0, value as u32, (value >> 32) as u32]
+            }
+            Self::SetPmd { directory, index } => [directory.0, index, 0, 0],
+            Self::LoadTls { descriptors, cpu } => [descriptors.0, cpu, 0, 0],
+            Self::Notify { address } => [address.0, 0, 0, 0],
+            Self::LoadGdtEntry { entry, low, high } => [entry, low, high, 0],
         };
-        [self.number(), edx, ebx, ecx]
+        [self.number(), a, b, c, d]
     }
 
     /// The call's number, as in [`number`].
@@ -285,6 +357,11 @@ impl Hypercall {
             Self::SetPte { .. } => number::SET_PTE,
             Self::SetPmd { .. } => number::SET_PMD,
             Self::LoadTls { .. } => number::LOAD_TLS,
+            Self::Shutdown { .. } => number::SHUTDOWN,
+            Self::SetMiddle { .. } => number::SET_MIDDLE,
+            Self::Notify { .. } => number::NOTIFY,
+            Self::LoadGdtEntry { .. } => number::LOAD_GDT_ENTRY,
+            Self::SendInterrupts => number::SEND_INTERRUPTS,
         }
     }
 
@@ -309,6 +386,11 @@ impl Hypercall {
             Self::SetPte { .. } => "SET_PTE",
             Self::SetPmd { .. } => "SET_PMD",
             Self::LoadTls { .. } => "LOAD_TLS",
+            Self::Shutdown { .. } => "SHUTDOWN",
+            Self::SetMiddle { .. } => "SET_PMD (middle)",
+            Self::Notify { .. } => "NOTIFY",
+            Self::LoadGdtEntry { .. } => "LOAD_GDT_ENTRY",
+            Self::SendInterrupts => "SEND_INTERRUPTS",
         }
     }
 }
@@ -318,7 +400,7 @@ impl fmt::Display for Hypercall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
         match *self {
-            Self::FlushAsync | Self::Halt | Self::GetWallclock => Ok(()),
+            Self::FlushAsync | Self::Halt | Self::GetWallclock | Self::SendInterrupts => Ok(()),
             Self::LguestInit { data } => write!(f, " data={data}"),
             Self::Crash { message } => write!(f, " message={message}"),
             Self::LoadGdt { table, entries } => write!(f, " table={table} entries={entries}"),
@@ -347,6 +429,13 @@ impl fmt::Display for Hypercall {
             }
             Self::SetPmd { directory, index } => write!(f, " directory={directory} index={index}"),
             Self::LoadTls { descriptors, cpu } => write!(f, " descriptors={descriptors} cpu={cpu}"),
+            Self::Shutdown { message, restart: false } => write!(f, " message={message}"),
+            Self::Shutdown { message, restart: true } => write!(f, " message={message} restart"),
+            Self::SetMiddle { table, index } => write!(f, " table={table} index={index}"),
+            Self::Notify { address } => write!(f, " address={address}"),
+            Self::LoadGdtEntry { entry, low, high } => {
+                write!(f, " entry={entry} low={low:#010x} high={high:#010x}")
+            }
         }
     }
 }
@@ -359,31 +448,65 @@ mod tests {
     use proptest::prelude::*;
     use std::string::ToString;
 
+    const FIRST: Generation = Generation::First;
+
     proptest! {
-        /// Whatever four words say a call, saying it again says the same.
+        /// Whatever words say a call, saying it again says the same, in every generation.
         #[test]
-        fn encoding_keeps_the_meaning(number in 0..COUNT, edx: u32, ebx: u32, ecx: u32) {
-            let call = Hypercall::decode([number, edx, ebx, ecx]).unwrap();
-            prop_assert_eq!(call.number(), number);
-            prop_assert_eq!(Hypercall::decode(call.encode()), Ok(call));
+        fn encoding_keeps_the_meaning(
+            which in 0..Generation::ALL.len(),
+            words in any::<[u32; CALL_WORDS]>(),
+            number in 0u32..24,
+        ) {
+            let generation = Generation::ALL[which];
+            let [_, a, b, c, d] = words;
+            if let Ok(call) = Hypercall::decode(generation, [number, a, b, c, d]) {
+                prop_assert_eq!(call.number(), number);
+                prop_assert_eq!(Hypercall::decode(generation, call.encode()), Ok(call));
+            }
         }
 
         /// Each argument comes from the register that the interface names: SET_PTE uses all.
         #[test]
-        fn all_three_registers_arrive(edx: u32, ebx: u32, ecx: u32) {
-            let words = [number::SET_PTE, edx, ebx, ecx];
-            prop_assert_eq!(Hypercall::decode(words).unwrap().encode(), words);
+        fn all_registers_arrive(a: u32, b: u32, c: u32, d: u32) {
+            let decode = |generation, d| {
+                Hypercall::decode(generation, [number::SET_PTE, a, b, c, d]).unwrap().encode()
+            };
+            prop_assert_eq!(decode(FIRST, d), [number::SET_PTE, a, b, c, 0]);
+            prop_assert_eq!(decode(Generation::V4_0, d), [number::SET_PTE, a, b, c, d]);
         }
 
         #[test]
-        fn other_numbers_are_unknown(number in COUNT.., edx: u32) {
-            prop_assert_eq!(Hypercall::decode([number, edx, 0, 0]), Err(UnknownHypercall(number)));
+        fn other_numbers_are_unknown(number in COUNT.., a: u32) {
+            let words = [number, a, 0, 0, 0];
+            prop_assert_eq!(Hypercall::decode(FIRST, words), Err(UnknownHypercall(number)));
         }
+    }
+
+    /// The numbers that each generation has, as the interface's description has them.
+    #[test]
+    fn each_generation_has_its_own_calls() {
+        let numbers = |generation| -> std::vec::Vec<u32> {
+            let known = |number: &u32| Hypercall::decode(generation, [*number, 0, 0, 0, 0]).is_ok();
+            (0..64).filter(known).collect()
+        };
+        let all_but = |missing: &[u32], last| -> std::vec::Vec<u32> {
+            (0..=last).filter(|number| !missing.contains(number)).collect()
+        };
+        assert_eq!(numbers(Generation::First), all_but(&[], 16));
+        assert_eq!(numbers(Generation::V2_6_23), all_but(&[11], 16));
+        assert_eq!(numbers(Generation::V2_6_24), all_but(&[11, 12, 13], 18));
+        assert_eq!(numbers(Generation::V2_6_25), all_but(&[11, 12, 13], 18));
+        assert_eq!(numbers(Generation::V2_6_30), all_but(&[3, 11, 12], 19));
+        assert_eq!(numbers(Generation::V2_6_37), all_but(&[3, 11, 12], 19));
+        assert_eq!(numbers(Generation::V4_0), all_but(&[3, 11, 12, 17], 19));
     }
 
     #[test]
     fn a_trace_reads_well() {
-        let line = |words| Hypercall::decode(words).unwrap().to_string();
+        let line = |[number, a, b, c]: [u32; 4]| {
+            Hypercall::decode(FIRST, [number, a, b, c, 0]).unwrap().to_string()
+        };
         assert_eq!(line([0, 7, 7, 7]), "FLUSH_ASYNC");
         assert_eq!(line([1, 0x1000, 0, 0]), "LGUEST_INIT data=0x00001000");
         assert_eq!(

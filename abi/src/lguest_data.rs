@@ -139,6 +139,138 @@ pub mod offset {
     pub const NOIRQ_END: u32 = 1116;
 }
 
+/// Where a guest says that it must not be interrupted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoIrq {
+    /// Two fields hold the first address of a range, and the first one behind it.
+    Range(u32, u32),
+    /// A field holds the address of one instruction: an `iret`.
+    At(u32),
+}
+
+/// How the structure looks in a generation of the interface: offsets in bytes from its start. Fields are u32, but for the
+/// status bytes, the ring, and `guestid`, which is a u16. `irq_enabled`, `blocked_interrupts` and `cr2` are always first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// Bytes in all.
+    pub size: u32,
+    /// Seconds since 1970, and behind them nanoseconds. Written by the Host at init and with each interrupt.
+    pub time: Option<u32>,
+    /// Bit 9 set: an interrupt waits for nothing but to be enabled. Written by the Host.
+    pub irq_pending: Option<u32>,
+    /// The status bytes of the ring.
+    pub hcall_status: u32,
+    /// The ring.
+    pub hcalls: u32,
+    /// Words of an entry of the ring.
+    pub entry_words: u32,
+    /// As [`LguestData::reserve_mem`].
+    pub reserve_mem: u32,
+    /// As [`LguestData::guestid`].
+    pub guestid: Option<u32>,
+    /// As [`LguestData::tsc_khz`].
+    pub tsc_khz: u32,
+    /// Where the launcher's page directory is. Written by the Host at init.
+    pub pgdir: Option<u32>,
+    /// Where the guest isn't interrupted. Written by the guest.
+    pub noirq: NoIrq,
+    /// Where virtual addresses begin that are the same in all address spaces. Written by the guest.
+    pub kernel_address: Option<u32>,
+    /// The vector of system calls. Written by the guest.
+    pub syscall_vec: Option<u32>,
+}
+
+impl Layout {
+    /// That of [`LguestData`].
+    pub const FIRST: Self = Self {
+        size: LguestData::SIZE as u32,
+        time: None,
+        irq_pending: None,
+        hcall_status: offset::HCALL_STATUS,
+        hcalls: offset::HCALLS,
+        entry_words: 4,
+        reserve_mem: offset::RESERVE_MEM,
+        guestid: Some(offset::GUESTID),
+        tsc_khz: offset::TSC_KHZ,
+        pgdir: None,
+        noirq: NoIrq::Range(offset::NOIRQ_START, offset::NOIRQ_END),
+        kernel_address: None,
+        syscall_vec: None,
+    };
+
+    /// The same, moved down by the time.
+    pub const V2_6_23: Self = Self {
+        size: 1128,
+        time: Some(12),
+        hcall_status: 20,
+        hcalls: 84,
+        reserve_mem: 1108,
+        guestid: Some(1112),
+        tsc_khz: 1116,
+        noirq: NoIrq::Range(1120, 1124),
+        ..Self::FIRST
+    };
+
+    /// No `guestid`, since devices have addresses of their own; and three things that the Host knew from elsewhere before.
+    pub const V2_6_24: Self = Self {
+        size: 1136,
+        guestid: None,
+        tsc_khz: 1112,
+        pgdir: Some(1116),
+        noirq: NoIrq::Range(1120, 1124),
+        kernel_address: Some(1128),
+        syscall_vec: Some(1132),
+        ..Self::V2_6_23
+    };
+
+    /// With `irq_pending`.
+    pub const V2_6_30: Self = Self {
+        size: 1140,
+        irq_pending: Some(20),
+        hcall_status: 24,
+        hcalls: 88,
+        reserve_mem: 1112,
+        tsc_khz: 1116,
+        pgdir: Some(1120),
+        noirq: NoIrq::Range(1124, 1128),
+        kernel_address: Some(1132),
+        syscall_vec: Some(1136),
+        ..Self::V2_6_24
+    };
+
+    /// With a fourth argument in each entry of the ring.
+    pub const V2_6_31: Self = Self {
+        size: 1396,
+        entry_words: 5,
+        reserve_mem: 1368,
+        tsc_khz: 1372,
+        pgdir: Some(1376),
+        noirq: NoIrq::Range(1380, 1384),
+        kernel_address: Some(1388),
+        syscall_vec: Some(1392),
+        ..Self::V2_6_30
+    };
+
+    /// No page directory any more.
+    pub const V2_6_37: Self = Self {
+        size: 1392,
+        pgdir: None,
+        noirq: NoIrq::Range(1376, 1380),
+        kernel_address: Some(1384),
+        syscall_vec: Some(1388),
+        ..Self::V2_6_31
+    };
+
+    /// One instruction is protected, since the other isn't in the way any more.
+    pub const V4_0: Self = Self {
+        size: 1388,
+        noirq: NoIrq::At(1376),
+        kernel_address: Some(1380),
+        syscall_vec: Some(1384),
+        ..Self::V2_6_37
+    };
+}
+
 const _: () = {
     assert!(size_of::<LguestData>() == LguestData::SIZE);
     assert!(size_of::<RingEntry>() == 16);

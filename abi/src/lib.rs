@@ -8,8 +8,8 @@
 //! [`traps`], [`paging`]). There is no behaviour in this crate beyond reading and writing those
 //! forms, and the compiler checks each layout.
 //!
-//! The interface is the first generation's, as it stood when the Guest was first documented in July
-//! 2007. All integers are little-endian, *physical* means guest-physical, a page is 4096 bytes.
+//! Most of it is the first generation's interface, as it stood when the Guest was first documented in July
+//! 2007, which the bundled kernel speaks; [`generation`] says what changed until 2017. All integers are little-endian, *physical* means guest-physical, a page is 4096 bytes.
 //!
 //! The story goes on in the crate `lguest-guest`, which makes the calls, and in `lguest-host`,
 //! which answers them.
@@ -21,6 +21,7 @@ pub mod address;
 pub mod boot;
 pub mod device;
 pub mod dma;
+pub mod generation;
 pub mod hypercall;
 pub mod lguest_data;
 pub mod paging;
@@ -29,5 +30,6 @@ pub mod traps;
 
 pub use address::{Phys, Virt};
 pub use dma::Dma;
+pub use generation::Generation;
 pub use hypercall::Hypercall;
 pub use lguest_data::LguestData;

@@ -48,6 +48,12 @@ pub const IRQS: u8 = 32;
 /// Vector of a system call.
 pub const SYSCALL: u8 = 0x80;
 
+/// Whether a guest may choose this vector for its system calls.
+#[must_use]
+pub const fn is_for_system_calls(vector: u8) -> bool {
+    matches!(vector, 0x40 | SYSCALL)
+}
+
 /// The interrupt of the clock.
 pub const TIMER_IRQ: u8 = 0;
 

@@ -2,24 +2,58 @@
 
 use crate::guest::Guest;
 use crate::kill::Kill;
-use crate::page_tables::RESERVED;
+use crate::page_tables::Levels;
+use lguest_abi::paging::PRESENT;
 use lguest_switcher::{Access, GuestPhys, GuestVirt, PAGE_SIZE, Vcpu, View};
 
 impl Guest {
     /// The current page directory.
     pub(crate) fn root(&self) -> GuestPhys {
-        GuestPhys(self.registers.cr3).page()
+        self.shadow.rules().levels.root(self.registers.cr3)
     }
 
-    /// A page directory that the guest named: the page, found to be memory.
+    /// A page directory that the guest named: found to be memory.
     pub(crate) fn page_directory(&self, named: GuestPhys) -> Result<GuestPhys, Kill> {
-        let root = named.page();
-        self.check_range("page directory", root, PAGE_SIZE)?;
+        let levels = self.shadow.rules().levels;
+        let root = levels.root(named.0);
+        self.check_range("page directory", root, levels.root_bytes())?;
         Ok(root)
+    }
+
+    /// The first NEW_PGTABLE of a guest that saw memory one-to-one.
+    fn begin_paging(&mut self, vcpu: &mut Vcpu, named: GuestPhys) -> Result<(), Kill> {
+        let levels = self.levels_of(named)?;
+        let root = levels.root(named.0);
+        self.check_range("page directory", root, levels.root_bytes())?;
+        self.registers.cr3 = root.0;
+        self.shadow.begin(vcpu, levels, root);
+        if let Some(shared) = &self.shared {
+            shared.set_reserve_mem(&self.memory, levels.slot_bytes());
+        }
+        Ok(())
+    }
+
+    /// How many levels the tables at `named` have, which nobody says. The kernel's own addresses must be mapped: with two
+    /// levels by an entry of 32 bits, which is at a place that is empty in the four entries of three levels.
+    fn levels_of(&self, named: GuestPhys) -> Result<Levels, Kill> {
+        let two = Levels::Two;
+        let entry = two.slot_of(GuestVirt(self.page_offset)) * two.entry_bytes();
+        let at = two.root(named.0).wrapping_add(entry);
+        let found = self.memory.read_u32(at).map_err(|_| Kill::BadAddress {
+            what: "page directory",
+            start: named,
+            bytes: u64::from(PAGE_SIZE),
+        })?;
+        let maps_kernel = found & PRESENT != 0;
+        let three = self.generation.may_have_three_levels() && !maps_kernel;
+        Ok(if three { Levels::Three } else { two })
     }
 
     /// NEW_PGTABLE: switches to another page directory.
     pub(crate) fn switch_root(&mut self, vcpu: &mut Vcpu, named: GuestPhys) -> Result<(), Kill> {
+        if self.shadow.rules().levels == Levels::None {
+            return self.begin_paging(vcpu, named);
+        }
         let root = self.page_directory(named)?;
         self.registers.cr3 = root.0;
         if self.shadow.switch(vcpu, &self.memory, root) {
@@ -46,7 +80,7 @@ impl Guest {
         let stack = self.stack;
         for page in 0..stack.pages {
             let address = GuestVirt(stack.esp.wrapping_sub(page * PAGE_SIZE));
-            if address.0 >= RESERVED {
+            if address.0 >= self.shadow.rules().levels.reserved() {
                 return Err(Kill::ReservedAddress { what: "the trap stack", address });
             }
             let mapping = self.walk().access(address, Access::Write, false);

@@ -80,7 +80,28 @@ impl Machine {
         let (eip, user) = (self.vcpu.cpu.eip(), !self.in_kernel());
         self.guest.interrupts.take(irq);
         self.guest.trace(|| Event::Interrupt { irq, eip, user });
-        self.enter(FIRST_IRQ + irq, gate, None)
+        let protected =
+            self.guest.shared.as_ref().and_then(|shared| shared.protected_instruction());
+        if !user && protected == Some(eip) {
+            self.take_over_iret(gate);
+        } else {
+            self.enter(FIRST_IRQ + irq, gate, None)?;
+        }
+        if let Some(shared) = &self.guest.shared {
+            shared.tell_time(&self.guest.memory);
+        }
+        Ok(())
+    }
+
+    /// The guest is about to execute an `iret` that must not be interrupted, with interrupts enabled already: the handler
+    /// gets the frame that is there, as if it had been interrupted behind the `iret`.
+    fn take_over_iret(&mut self, gate: Gate) {
+        let cpu = &mut self.vcpu.cpu;
+        cpu.set_eip(gate.handler);
+        cpu.set_eflags(cpu.eflags() & !(TF | NT | RF | VM));
+        if gate.disables {
+            self.guest.set_irq_enabled(false);
+        }
     }
 
     /// The gate for `vector`: as LOAD_IDT_ENTRY set it, or from the table that the guest loaded by `lidt`.

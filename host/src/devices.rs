@@ -3,9 +3,12 @@
 //! The Host moves hypercalls and interrupts; what a console or a disk is, it doesn't know. A
 //! guest sends by naming a *key*, which the launcher recognizes ([`Devices::send`]), and gets data
 //! in buffers that it bound to a key beforehand, which the launcher fills through [`DeviceIo`].
-//! Everything here happens on the vCPU's own thread, between two instructions of the guest, so a
+//! All that happens on the vCPU's own thread, between two instructions of the guest, so a
 //! device needs no lock. Other threads (one that waits for the keyboard, say) queue what they
 //! have and kick the vCPU: then [`Devices::poll`] is called.
+//!
+//! Later guests find their devices on a [`Bus`]. These have threads of their own, use the guest's memory while it runs, and
+//! raise interrupts by [`InterruptLines`](crate::InterruptLines).
 //!
 //! The rules of the buffers themselves are in `dma.rs`.
 
@@ -52,6 +55,44 @@ impl Devices for NoDevices {
         None
     }
 }
+
+/// What is behind ports and beyond memory, and hears the bells that later guests ring. It is called on the vCPU's
+/// thread, in the middle of an instruction. What a method does when it isn't written is an empty bus.
+pub trait Bus: Send {
+    /// `in` of `bytes` (1, 2 or 4) from `port`.
+    fn port_in(&mut self, port: u16, bytes: u32) -> u32 {
+        let _ = (port, bytes);
+        u32::MAX
+    }
+
+    /// `out` of `bytes` (1, 2 or 4) to `port`.
+    fn port_out(&mut self, port: u16, bytes: u32, value: u32) {
+        let _ = (port, bytes, value);
+    }
+
+    /// Reads physical addresses where there is no memory, in one access.
+    fn read(&mut self, at: GuestPhys, into: &mut [u8]) {
+        let _ = at;
+        into.fill(0xff);
+    }
+
+    /// Writes physical addresses where there is no memory, in one access.
+    fn write(&mut self, at: GuestPhys, from: &[u8]) {
+        let _ = (at, from);
+    }
+
+    /// NOTIFY: the guest names a device's ring or descriptor, or a string to be printed. Says whether it means anything.
+    fn notify(&mut self, memory: &GuestMemory, address: GuestPhys) -> bool {
+        let _ = (memory, address);
+        false
+    }
+}
+
+/// A bus with nothing on it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EmptyBus;
+
+impl Bus for EmptyBus {}
 
 /// A device's hold on a guest that isn't running at the moment.
 pub struct DeviceIo<'a> {

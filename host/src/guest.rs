@@ -7,14 +7,17 @@
 //! `machine.rs` ends the guest before anything else happens.
 
 use crate::clock::Clock;
+use crate::devices::Bus;
 use crate::dma::BoundArrays;
-use crate::interrupts_and_traps::{Gates, Interrupts, TrapStack};
+use crate::interrupts_and_traps::{Gates, InterruptLines, Interrupts, TrapStack};
 use crate::kill::Kill;
+use crate::machine::MachineConfig;
 use crate::page_tables::{Refused, Walk};
 use crate::segments::{Place, Segments, raise};
 use crate::shadow::Shadow;
 use crate::shared_data::SharedData;
 use crate::trace::{Event, Tracer};
+use lguest_abi::Generation;
 use lguest_abi::traps::FIRST_IRQ;
 use lguest_processor::SystemRegisters;
 use lguest_switcher::GuestMemory;
@@ -25,6 +28,8 @@ use std::sync::Arc;
 /// What the Host knows of one guest.
 pub(crate) struct Guest {
     pub(crate) memory: Arc<GuestMemory>,
+    /// Which state of the interface it speaks.
+    pub(crate) generation: Generation,
     /// What the kernel's linear map adds to a physical address.
     pub(crate) page_offset: u32,
     /// Told to the guest, which makes its network address from it.
@@ -37,6 +42,10 @@ pub(crate) struct Guest {
     pub(crate) gates: Gates,
     pub(crate) stack: TrapStack,
     pub(crate) interrupts: Interrupts,
+    /// Where other threads raise them.
+    pub(crate) lines: InterruptLines,
+    /// What is behind ports, and beyond memory.
+    pub(crate) bus: Box<dyn Bus>,
     pub(crate) clock: Clock,
     pub(crate) dma: BoundArrays,
     pub(crate) tracer: Option<Tracer>,
@@ -45,17 +54,13 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// A guest at its first instruction.
-    pub(crate) fn new(
-        memory: Arc<GuestMemory>,
-        page_offset: u32,
-        registers: SystemRegisters,
-        shadow: Shadow,
-        id: u16,
-    ) -> Self {
+    pub(crate) fn new(config: MachineConfig, registers: SystemRegisters, shadow: Shadow) -> Self {
+        let MachineConfig { memory, generation, page_offset, guest_id, lines, bus, .. } = config;
         Self {
             memory,
+            generation,
             page_offset,
-            id,
+            id: guest_id,
             shared: None,
             registers,
             shadow,
@@ -63,6 +68,8 @@ impl Guest {
             gates: Gates::new(),
             stack: TrapStack::default(),
             interrupts: Interrupts::default(),
+            lines,
+            bus,
             clock: Clock::default(),
             dma: BoundArrays::default(),
             tracer: None,
@@ -91,8 +98,10 @@ impl Guest {
     pub(crate) fn walk(&self) -> Walk<'_> {
         Walk {
             memory: &self.memory,
+            rules: self.shadow.rules(),
             root: self.root(),
             write_protect: self.registers.write_protect(),
+            kernel_start: self.page_offset,
         }
     }
 
@@ -205,5 +214,13 @@ impl Environment for Guest {
             Place::Memory(at) => self.mark_in_table(at),
             Place::Known(_) | Place::Nowhere => Ok(()),
         }
+    }
+
+    fn read_device(&mut self, at: GuestPhys, into: &mut [u8]) {
+        self.bus.read(at, into);
+    }
+
+    fn write_device(&mut self, at: GuestPhys, from: &[u8]) {
+        self.bus.write(at, from);
     }
 }

@@ -1,6 +1,6 @@
 //! Hypercalls: what the guest asks of the Host.
 //!
-//! A guest calls by `int $0x1f`, with a number in eax and up to three arguments. Calls that can
+//! A guest calls by `int $0x1f`, with a number in eax and a few arguments. Calls that can
 //! wait it puts into a ring in `LguestData` instead; the ring is served, in order, whenever the guest leaves to the
 //! Host for whatever reason, so always before a direct call. Each call is one line in
 //! [`Machine::carry_out`]; the longer ones have a function here, or live with the thing that they're about.
@@ -10,15 +10,19 @@ use crate::devices::{DeviceIo, Devices};
 use crate::dma::{Sections, check_key, set_used_len};
 use crate::kill::Kill;
 use crate::machine::{End, Machine, Sleep};
-use crate::shared_data::{INTERRUPT_BYTES, SharedData};
+use crate::shared_data::{Facts, INTERRUPT_BYTES, SharedData};
 use crate::trace::Event;
+use lguest_abi::generation::{ArgumentRegister, CALL_WORDS};
 use lguest_abi::hypercall::{
-    CRASH_MESSAGE_KEPT, CRASH_MESSAGE_READ, FlushScope, Hypercall, POWER_OFF_MESSAGE, number,
+    CRASH_MESSAGE_KEPT, CRASH_MESSAGE_READ, FlushScope, Hypercall, POWER_OFF_MESSAGE, VECTOR,
+    number,
 };
 use lguest_abi::lguest_data::HCALL_RING_SIZE;
 use lguest_abi::segments::{GDT_ENTRIES, KERNEL_LEVEL, TLS_ENTRIES};
+use lguest_abi::traps::is_for_system_calls;
 use lguest_processor::TableRegister;
-use lguest_switcher::{Gpr, GuestPhys, GuestVirt};
+use lguest_switcher::{Access, Environment, Gpr, GuestPhys, GuestVirt};
+use std::sync::Arc;
 
 /// Pages of stack that can be pinned.
 const MOST_STACK_PAGES: u32 = 2;
@@ -27,7 +31,17 @@ impl Machine {
     /// The guest executed `int $0x1f`.
     pub(crate) fn direct_hypercall(&mut self, devices: &mut dyn Devices) -> Result<(), End> {
         let cpu = &self.vcpu.cpu;
-        let words = [Gpr::Eax, Gpr::Edx, Gpr::Ebx, Gpr::Ecx].map(|register| cpu.gpr(register));
+        let mut words = [cpu.gpr(Gpr::Eax), 0, 0, 0, 0];
+        for (word, register) in
+            words[1..].iter_mut().zip(self.guest.generation.argument_registers())
+        {
+            *word = cpu.gpr(match register {
+                ArgumentRegister::Ebx => Gpr::Ebx,
+                ArgumentRegister::Ecx => Gpr::Ecx,
+                ArgumentRegister::Edx => Gpr::Edx,
+                ArgumentRegister::Esi => Gpr::Esi,
+            });
+        }
         let result = self.hypercall(words, false, devices)?;
         if let Some(result) = result {
             self.vcpu.cpu.set_gpr(Gpr::Eax, result);
@@ -56,7 +70,7 @@ impl Machine {
     /// Carries out one call. Gives what eax becomes, if anything.
     fn hypercall(
         &mut self,
-        words: [u32; 4],
+        words: [u32; CALL_WORDS],
         queued: bool,
         devices: &mut dyn Devices,
     ) -> Result<Option<u32>, End> {
@@ -64,7 +78,8 @@ impl Machine {
         if self.guest.shared.is_none() && number != number::LGUEST_INIT {
             return Err(Kill::NotInitialized { number }.into());
         }
-        let call = Hypercall::decode(words).map_err(|_| Kill::UnknownHypercall { number })?;
+        let call = Hypercall::decode(self.guest.generation, words)
+            .map_err(|_| Kill::UnknownHypercall { number })?;
         let eip = self.vcpu.cpu.eip();
         self.guest.trace(|| Event::Hypercall { call, queued, eip });
         self.carry_out(call, devices)
@@ -120,7 +135,22 @@ impl Machine {
                 let root = self.guest.page_directory(GuestPhys(directory.0))?;
                 self.guest.shadow.set_pmd(&mut self.vcpu, &self.guest.memory, root, index);
             }
+            Hypercall::SetMiddle { table, index } => {
+                let table = GuestPhys(table.0);
+                self.guest.shadow.set_middle(&mut self.vcpu, &self.guest.memory, table, index);
+            }
             Hypercall::LoadTls { descriptors, .. } => self.load_tls(GuestPhys(descriptors.0))?,
+            Hypercall::LoadGdtEntry { entry, low, high } => {
+                if !self.guest.segments.load_entry(entry, u64::from(high) << 32 | u64::from(low)) {
+                    return Err(Kill::GdtTooLarge { entries: entry.saturating_add(1) }.into());
+                }
+            }
+            Hypercall::Shutdown { restart: true, .. } => return Err(End::Restart),
+            Hypercall::Shutdown { message, restart: false } => {
+                return Err(self.crash(GuestPhys(message.0))?);
+            }
+            Hypercall::Notify { address } => self.notify(GuestPhys(address.0))?,
+            Hypercall::SendInterrupts => {}
         }
         Ok(None)
     }
@@ -130,11 +160,61 @@ impl Machine {
         if self.guest.shared.is_some() {
             return Err(Kill::InitializedTwice { data });
         }
-        let shared = SharedData::start(&self.guest.memory, data, self.guest.id, tsc_khz())?;
+        let facts = Facts {
+            guest_id: self.guest.id,
+            tsc_khz: tsc_khz(),
+            page_directory: self.guest.root(),
+            reserve_mem: self.guest.shadow.rules().levels.slot_bytes(),
+        };
+        let (generation, kernel) = (self.guest.generation, self.guest.page_offset);
+        let shared = SharedData::start(&self.guest.memory, data, generation, kernel, facts)?;
+        if let Some(vector) = shared.system_call_vector(&self.guest.memory) {
+            let vector = u8::try_from(vector).ok().filter(|&vector| is_for_system_calls(vector));
+            let vector = vector.ok_or(Kill::BadSystemCallVector)?;
+            self.guest.gates.set_system_call_vector(vector);
+        }
         let watched = GuestVirt(shared.interrupt_words().0.wrapping_add(self.guest.page_offset));
         self.vcpu.set_watch(Some((watched, INTERRUPT_BYTES)));
         self.guest.shared = Some(shared);
         self.guest.flush_all(&mut self.vcpu)
+    }
+
+    /// NOTIFY: rings a device's bell.
+    fn notify(&mut self, address: GuestPhys) -> Result<(), Kill> {
+        let memory = Arc::clone(&self.guest.memory);
+        if self.guest.bus.notify(&memory, address) {
+            return Ok(());
+        }
+        Err(Kill::BadAddress { what: "what NOTIFY names", start: address, bytes: 1 })
+    }
+
+    /// Kernels of some generations make calls by the instruction that other hypervisors' guests use, which doesn't exist
+    /// here; the Host of the time put `int $0x1f` in its place. Says whether eip is at one, which was replaced.
+    pub(crate) fn patch_vmcall(&mut self) -> bool {
+        const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
+        const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
+        /// `int $0x1f`, and `nop`.
+        const INT_1F: [u8; 3] = [0xcd, VECTOR, 0x90];
+        if !self.guest.generation.calls_by_vmcall() || !self.in_kernel() {
+            return false;
+        }
+        let at = GuestVirt(self.vcpu.cpu.eip());
+        let mut bytes = [0; 3];
+        self.vcpu.read_virt(&mut self.guest, at, &mut bytes, false).is_ok()
+            && (bytes == VMCALL || bytes == VMMCALL)
+            && self.write_code(at, &INT_1F)
+    }
+
+    /// Writes to the guest's code, whether or not the guest itself could.
+    fn write_code(&mut self, at: GuestVirt, bytes: &[u8]) -> bool {
+        bytes.iter().zip(at.0..).all(|(byte, at)| {
+            let at = GuestVirt(at);
+            let found = self.guest.translate(at, Access::Read, false);
+            found.is_ok_and(|page| {
+                let phys = page.phys.wrapping_add(at.0.wrapping_sub(page.virt.0));
+                self.guest.memory.write_u8(phys, *byte).is_ok()
+            })
+        })
     }
 
     /// CRASH: how the guest ends, in its own words.

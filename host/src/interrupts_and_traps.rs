@@ -8,7 +8,10 @@
 use crate::kill::Kill;
 use lguest_abi::traps::{FIRST_IRQ, GATE_INTERRUPT, GATE_TRAP, IRQS, SYSCALL, is_settable};
 use lguest_processor::TableRegister;
+use lguest_switcher::Kicker;
 use lguest_switcher::address::GuestVirt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Vectors with a place of their own: the traps and the interrupts.
 const LOW_VECTORS: usize = (FIRST_IRQ + IRQS) as usize;
@@ -50,6 +53,8 @@ impl Gate {
 pub(crate) struct Gates {
     low: [Option<Gate>; LOW_VECTORS],
     system_call: Option<Gate>,
+    /// Which vector that is for.
+    system_call_vector: u8,
     /// The table in memory counts, since the guest loaded it by `lidt`.
     in_memory: bool,
 }
@@ -57,22 +62,33 @@ pub(crate) struct Gates {
 impl Gates {
     /// No handlers yet.
     pub(crate) fn new() -> Self {
-        Self { low: [None; LOW_VECTORS], system_call: None, in_memory: false }
+        Self {
+            low: [None; LOW_VECTORS],
+            system_call: None,
+            system_call_vector: SYSCALL,
+            in_memory: false,
+        }
     }
 
     /// LOAD_IDT_ENTRY. What the guest sets for a vector that isn't its own is ignored, whatever it is.
     pub(crate) fn load(&mut self, vector: u32, low: u32, high: u32) -> Result<(), Kill> {
-        if !is_settable(vector) {
+        let is_system_call = vector == u32::from(self.system_call_vector);
+        if !is_system_call && (!is_settable(vector) || vector == u32::from(SYSCALL)) {
             return Ok(());
         }
         let gate = Gate::new(vector, low, high)?;
         self.in_memory = false;
-        if vector == u32::from(SYSCALL) {
+        if is_system_call {
             self.system_call = gate;
         } else if let Some(slot) = self.low.get_mut(vector as usize) {
             *slot = gate;
         }
         Ok(())
+    }
+
+    /// System calls come by this vector, rather than 0x80.
+    pub(crate) fn set_system_call_vector(&mut self, vector: u8) {
+        self.system_call_vector = vector;
     }
 
     /// `lidt`: from now on the table in memory counts.
@@ -92,7 +108,7 @@ impl Gates {
 
     /// The gate that LOAD_IDT_ENTRY set for `vector`.
     pub(crate) fn get(&self, vector: u8) -> Option<Gate> {
-        if vector == SYSCALL {
+        if vector == self.system_call_vector {
             self.system_call
         } else {
             self.low.get(usize::from(vector)).copied().flatten()
@@ -125,6 +141,11 @@ impl Interrupts {
         }
     }
 
+    /// Several happen, a bit for each.
+    pub(crate) fn raise_all(&mut self, irqs: u32) {
+        self.pending |= irqs;
+    }
+
     /// `irq` is being delivered.
     pub(crate) fn take(&mut self, irq: u8) {
         self.pending &= !(1 << irq);
@@ -144,6 +165,44 @@ impl Interrupts {
     pub(crate) fn first(self, blocked: u32) -> Option<u8> {
         let open = self.pending & !blocked;
         (open != 0).then(|| open.trailing_zeros() as u8)
+    }
+}
+
+/// The guest's 32 interrupt lines, for threads beside the vCPU's own: raising one makes it look up. Clones are the same
+/// lines.
+#[derive(Clone, Default)]
+pub struct InterruptLines {
+    shared: Arc<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
+    raised: AtomicU32,
+    kicker: OnceLock<Kicker>,
+}
+
+impl InterruptLines {
+    /// Raises interrupt `irq`, 0..32, once; a higher one is ignored. It stays raised until it is delivered.
+    pub fn raise(&self, irq: u8) {
+        if irq >= IRQS {
+            return;
+        }
+        let before = self.shared.raised.fetch_or(1 << irq, Ordering::AcqRel);
+        if before & 1 << irq == 0
+            && let Some(kicker) = self.shared.kicker.get()
+        {
+            kicker.kick();
+        }
+    }
+
+    /// Who is to look up.
+    pub(crate) fn attach(&self, kicker: Kicker) {
+        let _ = self.shared.kicker.set(kicker);
+    }
+
+    /// Those that have been raised since the last time, a bit for each.
+    pub(crate) fn take(&self) -> u32 {
+        self.shared.raised.swap(0, Ordering::AcqRel)
     }
 }
 

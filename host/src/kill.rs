@@ -5,6 +5,7 @@
 //! deserves to know why: so each reason is a variant here, and its message names the value that
 //! was wrong. (The third manner, an error of the host itself, is never a [`Kill`].)
 
+use lguest_abi::Generation;
 use lguest_abi::traps::{PAGE_FAULT, has_error_code};
 use lguest_switcher::address::{GuestPhys, GuestVirt};
 use thiserror::Error;
@@ -25,6 +26,21 @@ pub enum Kill {
         /// What eax held.
         number: u32,
     },
+    /// What the guest shares with the Host isn't what its generation of the interface has there.
+    #[error(
+        "LguestData at {data} isn't that of generation {generation}: its kernel's addresses should begin at {expected:#010x} (--abi names another generation)"
+    )]
+    OtherGeneration {
+        /// Where LguestData is.
+        data: GuestPhys,
+        /// The generation that the kernel was taken to be of.
+        generation: Generation,
+        /// Where the kernel's addresses begin.
+        expected: u32,
+    },
+    /// System calls can't come by the vector that the guest wants.
+    #[error("system calls by a vector other than 0x40 and 0x80")]
+    BadSystemCallVector,
     /// LGUEST_INIT came again.
     #[error("LGUEST_INIT a second time, with LguestData at {data}")]
     InitializedTwice {
@@ -79,7 +95,7 @@ pub enum Kill {
     #[error("bad page table entry {entry:#010x} for {address}")]
     BadPageTableEntry {
         /// Its value: PWT or PSE is set, or the frame lies beyond memory and devices.
-        entry: u32,
+        entry: u64,
         /// The virtual address it maps.
         address: GuestVirt,
     },
@@ -87,12 +103,12 @@ pub enum Kill {
     #[error("bad page directory entry {entry:#010x} for {address}")]
     BadPageDirectoryEntry {
         /// Its value: a bit outside 0x67 is set, or the frame lies beyond memory and devices.
-        entry: u32,
-        /// A virtual address in the 4 MiB it maps.
+        entry: u64,
+        /// A virtual address that it maps.
         address: GuestVirt,
     },
-    /// The top 4 MiB of virtual addresses are the Host's.
-    #[error("{what} at {address}, in the top 4 MiB that the Host reserves")]
+    /// The top 4 MiB of virtual addresses are the Host's; 2 MiB where page tables have three levels.
+    #[error("{what} at {address}, among the topmost addresses, which the Host reserves")]
     ReservedAddress {
         /// What the guest tried.
         what: &'static str,

@@ -38,9 +38,11 @@ mod shadow;
 mod shared_data;
 pub mod trace;
 
-pub use devices::{DeviceIo, Devices, NoDevices, Stop};
+pub use devices::{Bus, DeviceIo, Devices, EmptyBus, NoDevices, Stop};
 pub use dma::{BoundBuffer, NoBuffer, Sections};
+pub use interrupts_and_traps::InterruptLines;
 pub use kill::Kill;
+pub use lguest_abi::Generation;
 pub use lguest_switcher::{GuestMemory, GuestPhys, Kicker, SetupError};
 pub use machine::{End, Machine, MachineConfig};
 pub use trace::{Event, Tracer};

@@ -12,38 +12,44 @@
 //! to notice when it can.
 
 use crate::clock::RECHECK;
-use crate::devices::{DeviceIo, Devices, Stop};
+use crate::devices::{Bus, DeviceIo, Devices, Stop};
 use crate::guest::Guest;
-use crate::interrupts_and_traps::Gate;
+use crate::interrupts_and_traps::{Gate, InterruptLines};
 use crate::kill::Kill;
-use crate::page_tables::adopt_linear_map;
+use crate::page_tables::{Levels, Rules, adopt_linear_map};
 use crate::privileged::first_registers;
 use crate::shadow::Shadow;
 use crate::trace::Tracer;
-use lguest_abi::hypercall;
 use lguest_abi::segments::{INITIAL_EFLAGS, KERNEL_CS, KERNEL_DS};
 use lguest_abi::traps::FIRST_IRQ;
+use lguest_abi::{Generation, hypercall};
 use lguest_switcher::breakpoints::SINGLE_STEP;
 use lguest_switcher::cpu::TF;
 use lguest_switcher::{
-    Config, Exit, GuestMemory, GuestPhys, GuestVirt, Kicker, Segment, SegmentRegister, SetupError,
-    Statistics, Vcpu, View,
+    Config, Exception, Exit, GuestMemory, GuestPhys, GuestVirt, Kicker, Segment, SegmentRegister,
+    SetupError, Statistics, Vcpu, View,
 };
 use std::sync::Arc;
 
 /// What a guest is made of. The launcher has laid out its memory already.
-#[derive(Clone)]
 pub struct MachineConfig {
     /// The guest's memory and devices.
     pub memory: Arc<GuestMemory>,
+    /// Which state of the interface its kernel speaks.
+    pub generation: Generation,
     /// What the kernel's linear map adds to a physical address; a multiple of 16 MiB.
     pub page_offset: u32,
     /// The first instruction, a virtual address.
     pub entry: u32,
-    /// The launcher's page directory, with the linear map.
+    /// The launcher's page directory, with the linear map: for a generation that
+    /// [starts with page tables](Generation::starts_with_page_tables).
     pub page_directory: GuestPhys,
     /// The guest's number, unique on its host.
     pub guest_id: u16,
+    /// Where devices that have threads of their own raise their interrupts.
+    pub lines: InterruptLines,
+    /// What is behind ports and beyond memory.
+    pub bus: Box<dyn Bus>,
 }
 
 /// How a guest ended.
@@ -51,6 +57,8 @@ pub struct MachineConfig {
 pub enum End {
     /// It switched itself off.
     PowerOff,
+    /// It wants to be started again.
+    Restart,
     /// It gave up, with its own message.
     Crashed(String),
     /// The Host ended it.
@@ -93,11 +101,11 @@ impl Machine {
     /// # Errors
     /// What this machine lacks to run one, and what would help.
     pub fn new(config: MachineConfig) -> Result<Self, SetupError> {
-        let MachineConfig { memory, page_offset, entry, page_directory, guest_id } = config;
-        let root = page_directory.page();
-        let kernel_start = GuestVirt(page_offset);
-        let mut vcpu =
-            Vcpu::new(Arc::clone(&memory), Config { kernel_start, ..Config::default() })?;
+        let memory = &config.memory;
+        let rules = Rules::new(config.generation);
+        let root = config.page_directory.page();
+        let kernel_start = GuestVirt(config.page_offset);
+        let mut vcpu = Vcpu::new(Arc::clone(memory), Config { kernel_start, ..Config::default() })?;
         for register in [SegmentRegister::Ds, SegmentRegister::Es, SegmentRegister::Ss] {
             vcpu.cpu.set_segment(register, Segment::flat_data(KERNEL_DS));
         }
@@ -106,12 +114,15 @@ impl Machine {
         }
         vcpu.cpu.set_segment(SegmentRegister::Cs, Segment::flat_code(KERNEL_CS));
         vcpu.cpu.set_eflags(INITIAL_EFLAGS);
-        vcpu.cpu.set_eip(entry);
-        for run in adopt_linear_map(&memory, root, page_offset) {
-            vcpu.map(View::Kernel, run);
+        vcpu.cpu.set_eip(config.entry);
+        if rules.levels != Levels::None {
+            for run in adopt_linear_map(memory, rules, root, config.page_offset) {
+                vcpu.map(View::Kernel, run);
+            }
         }
-        let shadow = Shadow::new(&vcpu, root, kernel_start);
-        let guest = Guest::new(memory, page_offset, first_registers(root), shadow, guest_id);
+        config.lines.attach(vcpu.kicker());
+        let shadow = Shadow::new(&vcpu, rules, root, kernel_start);
+        let guest = Guest::new(config, first_registers(root), shadow);
         let (sleep, interrupt_shadow, watching) = (Sleep::Awake, None, false);
         Ok(Self { vcpu, guest, sleep, interrupt_shadow, watching })
     }
@@ -123,9 +134,9 @@ impl Machine {
         self.vcpu.kicker()
     }
 
-    /// From now on shows every event to `tracer`; `None` ends that.
-    pub fn set_tracer(&mut self, tracer: Option<Tracer>) {
-        self.guest.tracer = tracer;
+    /// From now on shows every event to `tracer`; `None` ends that. Gives the one before.
+    pub fn set_tracer(&mut self, tracer: Option<Tracer>) -> Option<Tracer> {
+        std::mem::replace(&mut self.guest.tracer, tracer)
     }
 
     /// What the processor has done so far.
@@ -162,6 +173,7 @@ impl Machine {
             Exit::SoftwareInterrupt { vector: hypercall::VECTOR, .. } if self.in_kernel() => {
                 self.direct_hypercall(devices)
             }
+            Exit::Exception(Exception::INVALID_OPCODE) if self.patch_vmcall() => Ok(()),
             Exit::SoftwareInterrupt { vector, length } => {
                 Ok(self.software_interrupt(vector, length)?)
             }
@@ -179,6 +191,8 @@ impl Machine {
         if let Some(irq) = self.guest.clock.tick() {
             self.guest.interrupts.raise(irq);
         }
+        let raised = self.guest.lines.take();
+        self.guest.interrupts.raise_all(raised);
         let stop = devices.poll(&mut DeviceIo::new(&mut self.guest));
         self.guest.verdict()?;
         stop.map_or(Ok(()), |stop| Err(End::Stopped(stop)))
@@ -192,7 +206,8 @@ impl Machine {
         let Some(irq) = self.guest.interrupts.first(shared.blocked_interrupts(memory)) else {
             return Ok(None);
         };
-        if !enabled && shared.irq_enabled(memory) == 0 || shared.is_noirq(self.vcpu.cpu.eip()) {
+        let held = shared.is_noirq(self.vcpu.cpu.eip()) && shared.protected_instruction().is_none();
+        if !enabled && shared.irq_enabled(memory) == 0 || held {
             return Ok(None);
         }
         Ok(self.gate(FIRST_IRQ + irq)?.map(|gate| (irq, gate)))
@@ -205,6 +220,7 @@ impl Machine {
     /// usual form of it; for other forms the alarm rings, a little later.
     fn deliver_interrupt(&mut self) -> Result<bool, Kill> {
         let now = self.deliverable(false)?;
+        self.note_pending(now.is_some());
         let shadowed =
             self.interrupt_shadow == Some(self.vcpu.cpu.eip()) || self.vcpu.holds_interrupts();
         if let Some((irq, gate)) = now
@@ -223,6 +239,14 @@ impl Machine {
             self.guest.clock.no_recheck();
         }
         Ok(now.is_some() && shadowed)
+    }
+
+    /// Later guests ask for interrupts that waited, once they have enabled them: if they are told that some wait.
+    fn note_pending(&mut self, deliverable: bool) {
+        let Some(shared) = &self.guest.shared else { return };
+        let memory = &self.guest.memory;
+        let open = self.guest.interrupts.first(shared.blocked_interrupts(memory)).is_some();
+        shared.set_irq_pending(memory, open && !deliverable && shared.irq_enabled(memory) == 0);
     }
 
     /// Lets the guest run one instruction, the one behind `sti`.

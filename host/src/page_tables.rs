@@ -2,7 +2,7 @@
 //!
 //! The guest keeps ordinary two-level tables in its memory: a page directory of 1024 entries, each
 //! naming a page table of 1024 entries, each naming a frame (SDM volume 3, section "32-Bit
-//! Paging"). No processor ever reads them. The Host does, as one would: it checks the rights, and
+//! Paging"). Later guests may have three levels, and start with none at all. No processor ever reads them. The Host does, as one would: it checks the rights, and
 //! sets the accessed and dirty bits. What it learns goes into the Switcher's windows, which are
 //! the *shadow* of these tables: the story goes on in `shadow.rs`.
 //!
@@ -10,19 +10,137 @@
 //! when it is used.
 
 use crate::kill::Kill;
+use lguest_abi::Generation;
 use lguest_abi::paging::{
-    ACCESSED, DIRECTORY_ENTRY_BYTES, DIRECTORY_FLAGS, DIRTY, ENTRIES, FORBIDDEN_PAGE_FLAGS,
-    FRAME_MASK, PRESENT, RESERVED_DIRECTORY_INDEX, USER, WRITE, fault,
+    ACCESSED, DIRECTORY_FLAGS, DIRTY, FORBIDDEN_PAGE_FLAGS, FRAME_MASK, PRESENT, PSE, USER, WRITE,
+    fault,
 };
 use lguest_switcher::GuestMemory;
 use lguest_switcher::address::{GuestPhys, GuestVirt, PAGE_SIZE};
 use lguest_switcher::environment::{Access, Mapping, PageFault};
 
-/// The top 4 MiB are the Host's: no guest may have anything there.
-pub(crate) const RESERVED: u32 = RESERVED_DIRECTORY_INDEX * DIRECTORY_ENTRY_BYTES;
-
 /// Pages that are looked at around a faulting one: 16 cost little more to map than one.
 const FAULT_AROUND: u32 = 16;
+
+/// Pages that are mapped at once while memory is shown one-to-one.
+const ONE_TO_ONE_PAGES: u32 = 4096;
+
+/// How many levels of tables lead from an address to a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Levels {
+    /// None yet: every address is its own frame's.
+    None,
+    /// A directory and tables of 1024 entries of 32 bits.
+    Two,
+    /// Four pointers to directories, and these and tables of 512 entries of 64 bits (SDM volume 3, section "PAE
+    /// Paging").
+    Three,
+}
+
+/// The addresses that one table of the last level maps are a *slot*: 4 MiB, or 2 MiB where there are three levels.
+impl Levels {
+    /// Entries of a table of the last level.
+    const fn entries(self) -> u32 {
+        match self {
+            Self::None | Self::Two => 1024,
+            Self::Three => 512,
+        }
+    }
+
+    /// Bytes of an entry.
+    pub(crate) const fn entry_bytes(self) -> u32 {
+        match self {
+            Self::None | Self::Two => 4,
+            Self::Three => 8,
+        }
+    }
+
+    /// Bytes of a slot.
+    pub(crate) const fn slot_bytes(self) -> u32 {
+        self.entries() * PAGE_SIZE
+    }
+
+    /// Pages of a slot.
+    pub(crate) const fn slot_pages(self) -> u32 {
+        self.entries()
+    }
+
+    /// How many slots there are.
+    pub(crate) const fn slots(self) -> u32 {
+        u32::MAX / self.slot_bytes() + 1
+    }
+
+    /// Which slot `address` is in.
+    pub(crate) const fn slot_of(self, address: GuestVirt) -> u32 {
+        address.0 / self.slot_bytes()
+    }
+
+    /// First address of a slot.
+    pub(crate) const fn slot_start(self, slot: u32) -> GuestVirt {
+        GuestVirt(slot.wrapping_mul(self.slot_bytes()))
+    }
+
+    /// How many slots an entry of the uppermost table leads to.
+    pub(crate) const fn slots_per_root_entry(self) -> u32 {
+        match self {
+            Self::None | Self::Two => 1,
+            Self::Three => 512,
+        }
+    }
+
+    /// Bytes of the uppermost table, to which it is aligned.
+    pub(crate) const fn root_bytes(self) -> u32 {
+        match self {
+            Self::None | Self::Two => PAGE_SIZE,
+            Self::Three => 32,
+        }
+    }
+
+    /// The uppermost table that a value of CR3 names.
+    pub(crate) const fn root(self, cr3: u32) -> GuestPhys {
+        GuestPhys(cr3 & !(self.root_bytes() - 1))
+    }
+
+    /// The slots from here on are the Host's: no guest may have anything there.
+    pub(crate) const fn reserved(self) -> u32 {
+        self.slot_bytes().wrapping_neg()
+    }
+}
+
+/// How a guest's page tables look, and what may be in them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Rules {
+    pub(crate) levels: Levels,
+    /// Flags that an entry of the last level may not have.
+    forbidden: u32,
+    /// Frames beyond memory belong to devices.
+    devices: bool,
+}
+
+impl Rules {
+    /// Those of a guest's first instruction.
+    pub(crate) fn new(generation: Generation) -> Self {
+        let levels = if generation.starts_with_page_tables() { Levels::Two } else { Levels::None };
+        let strict = generation <= Generation::V2_6_24;
+        let forbidden = if strict { FORBIDDEN_PAGE_FLAGS } else { PSE };
+        Self { levels, forbidden, devices: generation == Generation::V4_0 }
+    }
+
+    /// Whether a present entry of the last level is one the interface allows.
+    pub(crate) fn check_entry(
+        self,
+        memory: &GuestMemory,
+        entry: u64,
+        address: GuestVirt,
+    ) -> Result<(), Kill> {
+        let frame = GuestPhys(entry as u32 & FRAME_MASK);
+        let in_memory = self.devices || memory.contains(frame, PAGE_SIZE);
+        if entry >> 32 != 0 || entry as u32 & self.forbidden != 0 || !in_memory {
+            return Err(Kill::BadPageTableEntry { entry, address });
+        }
+        Ok(())
+    }
+}
 
 /// Why an access doesn't go through.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,71 +167,93 @@ impl From<Kill> for Refused {
     }
 }
 
-/// Index of the directory entry for `address`.
-pub(crate) const fn slot_of(address: GuestVirt) -> u32 {
-    address.0 / DIRECTORY_ENTRY_BYTES
-}
-
-/// First address of directory entry `slot`, 0..1024.
-pub(crate) const fn slot_start(slot: u32) -> GuestVirt {
-    GuestVirt(slot.wrapping_mul(DIRECTORY_ENTRY_BYTES))
-}
-
-/// A top-level entry that passed the rules, or is absent (0).
+/// An entry that leads to a table of the last level: it passed the rules, or is absent (0).
 #[derive(Clone, Copy)]
-struct Directory(u32);
+pub(crate) struct Directory {
+    flags: u32,
+    /// Where it is.
+    at: GuestPhys,
+}
 
 impl Directory {
-    /// Reads and judges the top-level entry for `address`.
-    fn read(memory: &GuestMemory, root: GuestPhys, address: GuestVirt) -> Result<Self, Kill> {
-        let entry = read_entry(memory, root, slot_of(address))?;
-        if entry & PRESENT == 0 {
-            return Ok(Self(0));
+    /// Absent.
+    const NONE: Self = Self { flags: 0, at: GuestPhys(0) };
+
+    /// Reads and judges the entry for the slot that `address` is in, below the uppermost table `root`.
+    pub(crate) fn read(
+        memory: &GuestMemory,
+        levels: Levels,
+        root: GuestPhys,
+        address: GuestVirt,
+    ) -> Result<Self, Kill> {
+        let slot = levels.slot_of(address);
+        let mut table = root;
+        if levels == Levels::Three {
+            let at = root.wrapping_add(slot / levels.slots_per_root_entry() * 8);
+            let entry = read_entry(memory, levels, at)?;
+            if entry as u32 & PRESENT == 0 {
+                return Ok(Self::NONE);
+            }
+            table = Self::checked(memory, entry, PRESENT, address)?;
         }
-        let frame = GuestPhys(entry & FRAME_MASK);
-        if entry & !FRAME_MASK & !DIRECTORY_FLAGS != 0 || !memory.contains(frame, PAGE_SIZE) {
-            return Err(Kill::BadPageDirectoryEntry { entry, address });
+        let index = slot % levels.entries();
+        let at = table.wrapping_add(index * levels.entry_bytes());
+        let entry = read_entry(memory, levels, at)?;
+        if entry as u32 & PRESENT == 0 {
+            return Ok(Self::NONE);
         }
-        Ok(Self(entry))
+        Self::checked(memory, entry, DIRECTORY_FLAGS, address)?;
+        Ok(Self { flags: entry as u32, at })
     }
 
-    fn is_present(self) -> bool {
-        self.0 & PRESENT != 0
+    /// The table that a present entry names, if it has no other flags than these.
+    fn checked(
+        memory: &GuestMemory,
+        entry: u64,
+        flags: u32,
+        address: GuestVirt,
+    ) -> Result<GuestPhys, Kill> {
+        let frame = GuestPhys(entry as u32 & FRAME_MASK);
+        let bad = entry as u32 & !FRAME_MASK & !flags != 0 || entry >> 32 != 0;
+        if bad || !memory.contains(frame, PAGE_SIZE) {
+            return Err(Kill::BadPageDirectoryEntry { entry, address });
+        }
+        Ok(frame)
+    }
+
+    pub(crate) fn is_present(self) -> bool {
+        self.flags & PRESENT != 0
     }
 
     fn table(self) -> GuestPhys {
-        GuestPhys(self.0 & FRAME_MASK)
+        GuestPhys(self.flags & FRAME_MASK)
+    }
+
+    /// What `entry` in the table may show; see [`showable`].
+    pub(crate) fn showable(self, entry: u64, address: GuestVirt) -> Option<Mapping> {
+        showable(self.flags, entry, address)
     }
 }
 
-/// Entry `index` of the table (of either level) at `table`.
-fn read_entry(memory: &GuestMemory, table: GuestPhys, index: u32) -> Result<u32, Kill> {
-    let at = table.page().wrapping_add(index % ENTRIES * 4);
-    memory.read_u32(at).map_err(|_| bad_table(at))
+/// The entry at `at`.
+fn read_entry(memory: &GuestMemory, levels: Levels, at: GuestPhys) -> Result<u64, Kill> {
+    let word = |at| memory.read_u32(at).map_err(|_| bad_table(at));
+    let low = word(at)?;
+    let high = if levels == Levels::Three { word(at.wrapping_add(4))? } else { 0 };
+    Ok(u64::from(high) << 32 | u64::from(low))
 }
 
 fn bad_table(at: GuestPhys) -> Kill {
     Kill::BadAddress { what: "page table", start: at, bytes: 4 }
 }
 
-/// Whether a present page table entry is one the interface allows.
-pub(crate) fn check_entry(
-    memory: &GuestMemory,
-    entry: u32,
-    address: GuestVirt,
-) -> Result<(), Kill> {
-    let frame = GuestPhys(entry & FRAME_MASK);
-    if entry & FORBIDDEN_PAGE_FLAGS != 0 || !memory.contains(frame, PAGE_SIZE) {
-        return Err(Kill::BadPageTableEntry { entry, address });
-    }
-    Ok(())
-}
-
 /// What a page table entry and the directory entry above it may show *without asking again*: only
 /// a page whose accessed bit is set, and writable only if it is dirty already, so that these bits
 /// stay right.
-pub(crate) fn showable(directory: u32, entry: u32, address: GuestVirt) -> Option<Mapping> {
-    if entry & (PRESENT | ACCESSED) != PRESENT | ACCESSED || directory & PRESENT == 0 {
+fn showable(directory: u32, entry: u64, address: GuestVirt) -> Option<Mapping> {
+    let beyond = entry >> 32 != 0;
+    let entry = entry as u32;
+    if beyond || entry & (PRESENT | ACCESSED) != PRESENT | ACCESSED || directory & PRESENT == 0 {
         return None;
     }
     let rights = directory & entry;
@@ -130,10 +270,13 @@ pub(crate) fn showable(directory: u32, entry: u32, address: GuestVirt) -> Option
 #[derive(Clone, Copy)]
 pub(crate) struct Walk<'a> {
     pub(crate) memory: &'a GuestMemory,
-    /// The page directory.
+    pub(crate) rules: Rules,
+    /// The uppermost table.
     pub(crate) root: GuestPhys,
     /// CR0.WP: read-only pages are read-only for the kernel too.
     pub(crate) write_protect: bool,
+    /// Where the kernel's addresses begin.
+    pub(crate) kernel_start: u32,
 }
 
 impl Walk<'_> {
@@ -148,31 +291,38 @@ impl Walk<'_> {
         let write = access == Access::Write;
         let wanted = if write { fault::WRITE } else { 0 } | if user { fault::USER } else { 0 };
         let refused = |present| Refused::Fault(PageFault { address, error: wanted | present });
+        let levels = self.rules.levels;
+        if levels == Levels::None {
+            return self.one_to_one(address).ok_or(refused(0));
+        }
 
-        let directory = Directory::read(self.memory, self.root, address)?;
+        let directory = Directory::read(self.memory, levels, self.root, address)?;
         if !directory.is_present() {
             return Err(refused(0));
         }
-        if address.0 >= RESERVED {
+        if address.0 >= levels.reserved() {
             return Err(Kill::ReservedAddress { what: "an access", address }.into());
         }
-        let entry = read_entry(self.memory, directory.table(), address.page_number())?;
-        if entry & PRESENT == 0 {
+        let index = address.page_number() % levels.entries();
+        let at = directory.table().wrapping_add(index * levels.entry_bytes());
+        let entry = read_entry(self.memory, levels, at)?;
+        let flags = entry as u32;
+        if flags & PRESENT == 0 {
             return Err(refused(0));
         }
-        let rights = directory.0 & entry;
+        let rights = directory.flags & flags;
         let overrides = write && !user && !self.write_protect && rights & WRITE == 0;
         if user && rights & USER == 0 || write && rights & WRITE == 0 && !overrides {
             return Err(refused(fault::PRESENT));
         }
-        check_entry(self.memory, entry, address)?;
+        self.rules.check_entry(self.memory, entry, address)?;
 
         let marks = if write { ACCESSED | DIRTY } else { ACCESSED };
-        self.mark(self.root, slot_of(address), directory.0, ACCESSED)?;
-        self.mark(directory.table(), address.page_number(), entry, marks)?;
+        self.mark(directory.at, directory.flags, ACCESSED)?;
+        self.mark(at, flags, marks)?;
         let page = |writable, user| Mapping {
             virt: address.page(),
-            phys: GuestPhys(entry & FRAME_MASK),
+            phys: GuestPhys(flags & FRAME_MASK),
             pages: 1,
             writable,
             user,
@@ -181,40 +331,59 @@ impl Walk<'_> {
             // For this one access of the kernel: nobody else may see the page so.
             return Ok(page(true, false));
         }
-        let writable = rights & WRITE != 0 && (entry | marks) & DIRTY != 0;
+        let writable = rights & WRITE != 0 && (flags | marks) & DIRTY != 0;
         let mapping = page(writable, rights & USER != 0);
         // A page whose bits were set before is one of a series prepared by the guest, or one of
         // many that were shown before a flush: then its neighbours are worth a look.
-        if entry & marks == marks { Ok(self.widen(directory, mapping)) } else { Ok(mapping) }
+        if flags & marks == marks { Ok(self.widen(directory, mapping)) } else { Ok(mapping) }
+    }
+
+    /// All memory where it is, for everybody: there is no user code yet. `None` beyond it.
+    fn one_to_one(&self, address: GuestVirt) -> Option<Mapping> {
+        let page = address.page_number();
+        if !self.memory.contains(GuestPhys(page * PAGE_SIZE), PAGE_SIZE) {
+            return None;
+        }
+        // Not across the border between the kernel's addresses and the others.
+        let border = self.kernel_start / PAGE_SIZE;
+        let group = page / ONE_TO_ONE_PAGES * ONE_TO_ONE_PAGES;
+        let end = (group + ONE_TO_ONE_PAGES).min(self.memory.size() / PAGE_SIZE);
+        let (first, end) =
+            if page < border { (group, end.min(border)) } else { (group.max(border), end) };
+        let (virt, phys) = (GuestVirt(first * PAGE_SIZE), GuestPhys(first * PAGE_SIZE));
+        Some(Mapping { virt, phys, pages: end - first, writable: true, user: true })
     }
 
     /// Sets bits of an entry, unless they are set.
-    fn mark(&self, table: GuestPhys, index: u32, entry: u32, marks: u32) -> Result<(), Kill> {
+    fn mark(&self, at: GuestPhys, entry: u32, marks: u32) -> Result<(), Kill> {
         if entry & marks == marks {
             return Ok(());
         }
-        let at = table.page().wrapping_add(index % ENTRIES * 4);
         self.memory.fetch_or_u32(at, marks).map(drop).map_err(|_| bad_table(at))
     }
 
     /// Extends a one-page mapping over neighbours, inside an aligned group of pages, that go on
     /// in both kinds of address and may be shown with the same rights.
     fn widen(&self, directory: Directory, mapping: Mapping) -> Mapping {
-        let index = mapping.virt.page_number() % ENTRIES;
+        let levels = self.rules.levels;
+        let index = mapping.virt.page_number() % levels.entries();
         let group = index / FAULT_AROUND * FAULT_AROUND;
-        let mut entries = [0u8; FAULT_AROUND as usize * 4];
-        if self.memory.read(directory.table().wrapping_add(group * 4), &mut entries).is_err() {
+        let start = directory.table().wrapping_add(group * levels.entry_bytes());
+        let mut bytes = [0u8; FAULT_AROUND as usize * 8];
+        let bytes = &mut bytes[..(FAULT_AROUND * levels.entry_bytes()) as usize];
+        if self.memory.read(start, bytes).is_err() {
             return mapping;
         }
         let goes_on = |other: u32| {
             let distance = other.wrapping_sub(index).wrapping_mul(PAGE_SIZE);
-            let entry = word(&entries, (other - group) as usize);
+            let entry = entry_in(bytes, levels, other - group);
             let phys = mapping.phys.wrapping_add(distance);
-            entry & FORBIDDEN_PAGE_FLAGS == 0
+            entry & u64::from(self.rules.forbidden) == 0
                 && self.memory.contains(phys, PAGE_SIZE)
-                && showable(directory.0, entry, mapping.virt.wrapping_add(distance)).is_some_and(
-                    |m| (m.phys, m.writable, m.user) == (phys, mapping.writable, mapping.user),
-                )
+                && showable(directory.flags, entry, mapping.virt.wrapping_add(distance))
+                    .is_some_and(|m| {
+                        (m.phys, m.writable, m.user) == (phys, mapping.writable, mapping.user)
+                    })
         };
         let first = (group..index).rev().take_while(|&i| goes_on(i)).last().unwrap_or(index);
         let last =
@@ -229,39 +398,45 @@ impl Walk<'_> {
     }
 }
 
-/// Word `index` of a piece of table.
-fn word(bytes: &[u8], index: usize) -> u32 {
-    bytes
-        .get(index * 4..index * 4 + 4)
-        .and_then(|slice| slice.try_into().ok())
-        .map_or(0, u32::from_le_bytes)
+/// Entry `index` of a piece of table.
+fn entry_in(bytes: &[u8], levels: Levels, index: u32) -> u64 {
+    let size = levels.entry_bytes() as usize;
+    let start = index as usize * size;
+    let mut entry = [0; 8];
+    if let Some(found) = bytes.get(start..start + size) {
+        entry[..size].copy_from_slice(found);
+    }
+    u64::from_le_bytes(entry)
 }
 
 /// A page table read as a whole, to judge many of its pages at once.
 pub(crate) struct Table {
+    rules: Rules,
     directory: u32,
     entries: [u8; PAGE_SIZE as usize],
 }
 
 impl Table {
-    /// Reads the table of directory entry `slot`; one without present pages if there is none, or
-    /// none that is allowed.
-    pub(crate) fn read(memory: &GuestMemory, root: GuestPhys, slot: u32) -> Self {
-        let mut table = Self { directory: 0, entries: [0; PAGE_SIZE as usize] };
-        if let Ok(directory) = Directory::read(memory, root, slot_start(slot))
+    /// Reads the table of a slot; one without present pages if there is none, or none that is allowed.
+    pub(crate) fn read(memory: &GuestMemory, rules: Rules, root: GuestPhys, slot: u32) -> Self {
+        let levels = rules.levels;
+        let mut table = Self { rules, directory: 0, entries: [0; PAGE_SIZE as usize] };
+        if levels != Levels::None
+            && let Ok(directory) = Directory::read(memory, levels, root, levels.slot_start(slot))
             && directory.is_present()
-            && slot_start(slot).0 < RESERVED
+            && levels.slot_start(slot).0 < levels.reserved()
             && memory.read(directory.table(), &mut table.entries).is_ok()
         {
-            table.directory = directory.0;
+            table.directory = directory.flags;
         }
         table
     }
 
     /// What may be shown at `address`, which lies in this table's slot, without asking again.
     pub(crate) fn showable(&self, address: GuestVirt) -> Option<Mapping> {
-        let entry = word(&self.entries, (address.page_number() % ENTRIES) as usize);
-        if entry & FORBIDDEN_PAGE_FLAGS != 0 {
+        let levels = self.rules.levels;
+        let entry = entry_in(&self.entries, levels, address.page_number() % levels.entries());
+        if entry as u32 & self.rules.forbidden != 0 {
             return None;
         }
         showable(self.directory, entry, address)
@@ -275,27 +450,30 @@ impl Table {
 /// does; so setting them early takes nothing from anybody, and saves a fault for every page.
 pub(crate) fn adopt_linear_map(
     memory: &GuestMemory,
+    rules: Rules,
     root: GuestPhys,
     page_offset: u32,
 ) -> Vec<Mapping> {
+    let levels = rules.levels;
     let mut runs: Vec<Mapping> = Vec::new();
-    for slot in slot_of(GuestVirt(page_offset))..slot_of(GuestVirt(RESERVED)) {
-        let Ok(directory) = Directory::read(memory, root, slot_start(slot)) else { continue };
+    for slot in levels.slot_of(GuestVirt(page_offset))..levels.slots() - 1 {
+        let start = levels.slot_start(slot);
+        let Ok(directory) = Directory::read(memory, levels, root, start) else { continue };
         let mut bytes = [0; PAGE_SIZE as usize];
         if !directory.is_present() || memory.read(directory.table(), &mut bytes).is_err() {
             continue;
         }
-        for index in 0..ENTRIES {
-            let virt = slot_start(slot).wrapping_add(index * PAGE_SIZE);
+        for index in 0..levels.entries() {
+            let virt = start.wrapping_add(index * PAGE_SIZE);
             let phys = GuestPhys(virt.0.wrapping_sub(page_offset));
-            let entry = word(&bytes, index as usize);
-            let plain = entry & !USER == phys.0 | PRESENT | WRITE;
-            if !plain || check_entry(memory, entry, virt).is_err() {
+            let entry = entry_in(&bytes, levels, index);
+            let plain = entry as u32 & !USER == phys.0 | PRESENT | WRITE;
+            if !plain || rules.check_entry(memory, entry, virt).is_err() {
                 continue;
             }
-            let marked = entry | ACCESSED | DIRTY;
-            bytes[index as usize * 4] = marked as u8;
-            let Some(page) = showable(directory.0, marked, virt) else { continue };
+            let marked = entry | u64::from(ACCESSED | DIRTY);
+            bytes[(index * levels.entry_bytes()) as usize] = marked as u8;
+            let Some(page) = showable(directory.flags, marked, virt) else { continue };
             match runs.last_mut() {
                 Some(run) if continues(run, &page) => run.pages += 1,
                 _ => runs.push(page),

@@ -9,7 +9,7 @@
 //! - the real interrupt flag is never clear; what the kernel means by `cli`, `sti`, `pushf` and
 //!   `popf` is bit 9 of `irq_enabled`;
 //! - a table that the kernel loads itself counts from then on, instead of what it said by hypercall;
-//! - there is no hardware behind ports: reading gives all ones, as from an empty bus;
+//! - what is behind ports, the launcher says: nothing for most guests, so that reading gives all ones;
 //! - it never leaves protected mode, nor switches paging off: that ends the guest.
 
 use crate::guest::Guest;
@@ -105,6 +105,14 @@ impl System for Guest {
 
     fn cpuid(&self, leaf: u32, _subleaf: u32) -> CpuidResult {
         cpuid(leaf)
+    }
+
+    fn port_in(&mut self, port: u16, bytes: u32) -> u32 {
+        self.bus.port_in(port, bytes)
+    }
+
+    fn port_out(&mut self, port: u16, bytes: u32, value: u32) {
+        self.bus.port_out(port, bytes, value);
     }
 
     fn paging_changed(&mut self, vcpu: &mut Vcpu, change: PagingChange) {

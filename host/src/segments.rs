@@ -65,6 +65,16 @@ impl Segments {
         self.set_entries(TLS_FIRST, entries);
     }
 
+    /// LOAD_GDT_ENTRY: one entry. Says whether there is room for it.
+    pub(crate) fn load_entry(&mut self, index: u32, entry: u64) -> bool {
+        if index >= GDT_ENTRIES {
+            return false;
+        }
+        self.set_entries(index, &[entry]);
+        self.in_memory = false;
+        true
+    }
+
     fn set_entries(&mut self, first: u32, entries: &[u64]) {
         for (index, entry) in (first..GDT_ENTRIES).zip(entries) {
             if !RESERVED_ENTRIES.contains(&index) {

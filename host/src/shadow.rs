@@ -11,8 +11,8 @@
 //! for all of them, since every process sees the same kernel.
 
 use crate::kill::Kill;
-use crate::page_tables::{RESERVED, Table, check_entry, showable, slot_of, slot_start};
-use lguest_abi::paging::{ACCESSED, DIRTY, ENTRIES, PRESENT, RESERVED_DIRECTORY_INDEX};
+use crate::page_tables::{Directory, Levels, Rules, Table};
+use lguest_abi::paging::{ACCESSED, DIRTY, PRESENT};
 use lguest_switcher::address::{GuestPhys, GuestVirt, PAGE_SIZE};
 use lguest_switcher::environment::Mapping;
 use lguest_switcher::{GuestMemory, SpaceId, Vcpu, View};
@@ -34,23 +34,46 @@ struct Space {
 
 /// What all the windows show.
 pub(crate) struct Shadow {
+    rules: Rules,
     spaces: Vec<Space>,
     /// Index of the current one.
     current: usize,
     switches: u64,
-    /// First directory entry of the kernel's addresses.
-    kernel_slot: u32,
+    /// Where the kernel's addresses begin.
+    kernel_start: GuestVirt,
 }
 
 impl Shadow {
     /// The shadow of the first page directory, in the vCPU's first space.
-    pub(crate) fn new(vcpu: &Vcpu, root: GuestPhys, kernel_start: GuestVirt) -> Self {
+    pub(crate) fn new(vcpu: &Vcpu, rules: Rules, root: GuestPhys, kernel_start: GuestVirt) -> Self {
         let first = Space { root, id: vcpu.current_space(), used: 0, stale: false };
-        Self { spaces: vec![first], current: 0, switches: 0, kernel_slot: slot_of(kernel_start) }
+        Self { rules, spaces: vec![first], current: 0, switches: 0, kernel_start }
+    }
+
+    /// How page tables look now.
+    pub(crate) fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    /// From now on there are page tables; what was shown without them is forgotten.
+    pub(crate) fn begin(&mut self, vcpu: &mut Vcpu, levels: Levels, root: GuestPhys) {
+        self.rules.levels = levels;
+        vcpu.unmap_all(View::Kernel);
+        vcpu.unmap_all(View::AllUsers);
+        self.spaces[self.current].root = root;
     }
 
     fn is_kernel(&self, address: GuestVirt) -> bool {
-        slot_of(address) >= self.kernel_slot
+        self.slot_of(address) >= self.kernel_slot()
+    }
+
+    fn slot_of(&self, address: GuestVirt) -> u32 {
+        self.rules.levels.slot_of(address)
+    }
+
+    /// First slot of the kernel's addresses.
+    fn kernel_slot(&self) -> u32 {
+        self.slot_of(self.kernel_start)
     }
 
     /// NEW_PGTABLE: makes `root` current. Says whether it wasn't known before.
@@ -73,8 +96,9 @@ impl Shadow {
         if index != self.current {
             vcpu.switch_space(space.id);
         }
+        let id = space.id;
         if std::mem::take(&mut space.stale) {
-            compare(vcpu, memory, root, View::User(space.id), 0..ENTRIES);
+            self.compare(vcpu, memory, root, View::User(id), 0..self.rules.levels.slots());
         }
         self.current = index;
         self.follow_kernel(vcpu, memory, old, root);
@@ -106,34 +130,36 @@ impl Shadow {
         old: GuestPhys,
         root: GuestPhys,
     ) {
-        const BYTES: usize = (ENTRIES * 4) as usize;
-        let (mut before, mut after) = ([0; BYTES], [0; BYTES]);
-        let start = self.kernel_slot as usize * 4;
-        let first = GuestPhys(start as u32);
-        let from = |root: GuestPhys| root.wrapping_add(first.0);
+        let levels = self.rules.levels;
+        let per_entry = levels.slots_per_root_entry();
+        let first = self.kernel_slot() / per_entry;
+        let (mut before, mut after) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
+        let start = first * levels.entry_bytes();
+        let range = start as usize..levels.root_bytes() as usize;
+        let (before, after) = (&mut before[range.clone()], &mut after[range]);
         if old == root
-            || memory.read(from(old), &mut before[start..]).is_err()
-            || memory.read(from(root), &mut after[start..]).is_err()
-            || before[start..] == after[start..]
+            || memory.read(old.wrapping_add(start), before).is_err()
+            || memory.read(root.wrapping_add(start), after).is_err()
+            || before == after
         {
             return;
         }
-        let same = |a: u32, b: u32| a & !(ACCESSED | DIRTY) == b & !(ACCESSED | DIRTY);
-        let (before, _) = before.as_chunks::<4>();
-        let (after, _) = after.as_chunks::<4>();
-        let pairs = before.iter().zip(after).zip(0..ENTRIES);
-        for ((a, b), slot) in pairs.skip(self.kernel_slot as usize) {
-            if !same(u32::from_le_bytes(*a), u32::from_le_bytes(*b)) {
-                compare(vcpu, memory, root, View::Kernel, slot..slot + 1);
-                vcpu.unmap(View::AllUsers, slot_start(slot), ENTRIES);
-            }
+        let size = levels.entry_bytes() as usize;
+        let ignored = (ACCESSED | DIRTY) as u8;
+        let same = |a: &[u8], b: &[u8]| a[0] | ignored == b[0] | ignored && a[1..] == b[1..];
+        let pairs = before.chunks_exact(size).zip(after.chunks_exact(size));
+        for (entry, _) in (first..).zip(pairs).filter(|(_, (a, b))| !same(a, b)) {
+            self.compare_root_entry(vcpu, memory, root, View::Kernel, entry);
+            let start = levels.slot_start(entry * per_entry);
+            vcpu.unmap(View::AllUsers, start, per_entry * levels.slot_pages());
         }
     }
 
     /// FLUSH_TLB of the user part, or everything of the current directory that isn't shared.
     pub(crate) fn flush_user(&self, vcpu: &mut Vcpu, memory: &GuestMemory) {
         let space = self.spaces[self.current];
-        compare(vcpu, memory, space.root, View::User(space.id), 0..ENTRIES);
+        let all = 0..self.rules.levels.slots();
+        self.compare(vcpu, memory, space.root, View::User(space.id), all);
     }
 
     /// FLUSH_TLB of every shadow.
@@ -145,13 +171,15 @@ impl Shadow {
         current.stale = false;
         let root = current.root;
         self.flush_user(vcpu, memory);
-        compare(vcpu, memory, root, View::Kernel, self.kernel_slot..ENTRIES);
+        let kernel = self.kernel_slot()..self.rules.levels.slots();
+        self.compare(vcpu, memory, root, View::Kernel, kernel);
     }
 
     /// `invlpg`: one page of the current directory.
     pub(crate) fn flush_page(&self, vcpu: &mut Vcpu, memory: &GuestMemory, address: GuestVirt) {
         let space = self.spaces[self.current];
-        let wanted = Table::read(memory, space.root, slot_of(address)).showable(address);
+        let table = Table::read(memory, self.rules, space.root, self.slot_of(address));
+        let wanted = table.showable(address);
         for view in [View::Kernel, View::User(space.id)] {
             if vcpu.mapped(view, address.page()).is_some_and(|shown| !holds(&shown, wanted, view)) {
                 vcpu.unmap(view, address.page(), 1);
@@ -167,16 +195,20 @@ impl Shadow {
         memory: &GuestMemory,
         root: GuestPhys,
         address: GuestVirt,
-        entry: u32,
+        entry: u64,
     ) -> Result<(), Kill> {
-        if address.0 >= RESERVED {
+        let levels = self.rules.levels;
+        if address.0 >= levels.reserved() {
             return Err(Kill::ReservedAddress { what: "SET_PTE", address });
         }
-        if entry & PRESENT != 0 {
-            check_entry(memory, entry, address)?;
+        if levels == Levels::None {
+            return Ok(());
         }
-        let directory = memory.read_u32(root.wrapping_add(slot_of(address) * 4)).unwrap_or(0);
-        let wanted = showable(directory, entry, address);
+        if entry as u32 & PRESENT != 0 {
+            self.rules.check_entry(memory, entry, address)?;
+        }
+        let directory = Directory::read(memory, levels, root, address);
+        let wanted = directory.ok().and_then(|above| above.showable(entry, address));
         if self.is_kernel(address) {
             show(vcpu, View::Kernel, address, wanted);
             if self
@@ -192,25 +224,114 @@ impl Shadow {
         Ok(())
     }
 
-    /// SET_PMD: the top-level entry `slot` of `root` changed.
+    /// SET_PMD: entry `index` of the uppermost table `root` changed.
     pub(crate) fn set_pmd(
         &self,
         vcpu: &mut Vcpu,
         memory: &GuestMemory,
         root: GuestPhys,
-        slot: u32,
+        index: u32,
     ) {
-        if slot >= RESERVED_DIRECTORY_INDEX {
+        let levels = self.rules.levels;
+        let per_entry = levels.slots_per_root_entry();
+        if index.saturating_mul(per_entry) >= levels.slots() - 1 {
             return;
         }
-        if slot >= self.kernel_slot {
+        if (index + 1) * per_entry > self.kernel_slot() {
             // The kernel's window is the current directory's. That may have changed as well, with nobody
             // saying so; then a switch to `root` would find both alike and keep what is shown.
             let current = self.spaces[self.current].root;
-            compare(vcpu, memory, current, View::Kernel, slot..slot + 1);
+            self.compare_root_entry(vcpu, memory, current, View::Kernel, index);
         }
         let Some(space) = self.spaces.iter().find(|space| space.root == root) else { return };
-        compare(vcpu, memory, root, View::User(space.id), slot..slot + 1);
+        self.compare_root_entry(vcpu, memory, root, View::User(space.id), index);
+    }
+
+    /// SET_PMD where there are three levels: entry `index` of the middle table at `table` changed. Whoever has that table
+    /// is looked for: the kernel's are shared by all.
+    pub(crate) fn set_middle(
+        &self,
+        vcpu: &mut Vcpu,
+        memory: &GuestMemory,
+        table: GuestPhys,
+        index: u32,
+    ) {
+        let levels = self.rules.levels;
+        if levels != Levels::Three || index >= levels.slots_per_root_entry() {
+            return;
+        }
+        for (number, space) in self.spaces.iter().enumerate() {
+            for entry in 0..levels.slots() / levels.slots_per_root_entry() {
+                let at = space.root.wrapping_add(entry * levels.entry_bytes());
+                if memory.read_u32(at).is_ok_and(|found| GuestPhys(found).page() == table.page()) {
+                    let slot = entry * levels.slots_per_root_entry() + index;
+                    let slots = slot..slot + 1;
+                    let view = View::User(space.id);
+                    self.compare(vcpu, memory, space.root, view, slots.clone());
+                    if number == self.current {
+                        self.compare(vcpu, memory, space.root, View::Kernel, slots);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compares what an entry of the uppermost table leads to.
+    fn compare_root_entry(
+        &self,
+        vcpu: &mut Vcpu,
+        memory: &GuestMemory,
+        root: GuestPhys,
+        view: View,
+        entry: u32,
+    ) {
+        let per_entry = self.rules.levels.slots_per_root_entry();
+        self.compare(vcpu, memory, root, view, entry * per_entry..(entry + 1) * per_entry);
+    }
+
+    /// Takes from `view` what the tables below `root` don't allow any more, inside the given slots.
+    fn compare(
+        &self,
+        vcpu: &mut Vcpu,
+        memory: &GuestMemory,
+        root: GuestPhys,
+        view: View,
+        slots: Range<u32>,
+    ) {
+        if self.rules.levels == Levels::None {
+            return;
+        }
+        let mut wrong: Vec<(GuestVirt, u32)> = Vec::new();
+        let mut table: Option<(u32, Box<Table>)> = None;
+        vcpu.for_each_mapped(view, &mut |run| {
+            for index in 0..run.pages {
+                let distance = index * PAGE_SIZE;
+                let virt = run.virt.wrapping_add(distance);
+                let slot = self.slot_of(virt);
+                if !slots.contains(&slot) {
+                    continue;
+                }
+                if table.as_ref().is_none_or(|(which, _)| *which != slot) {
+                    let read = Table::read(memory, self.rules, root, slot);
+                    table = Some((slot, Box::new(read)));
+                }
+                let wanted = table.as_ref().and_then(|(_, table)| table.showable(virt));
+                let phys = run.phys.wrapping_add(distance);
+                let shown = Mapping { virt, phys, pages: 1, ..run };
+                if holds(&shown, wanted, view) {
+                    continue;
+                }
+                match wrong.last_mut() {
+                    Some((start, pages)) if start.wrapping_add(*pages * PAGE_SIZE) == virt => {
+                        *pages += 1
+                    }
+                    _ => wrong.push((virt, 1)),
+                }
+            }
+        });
+        for (start, pages) in wrong {
+            vcpu.unmap(view, start, pages);
+        }
     }
 }
 
@@ -231,39 +352,5 @@ fn show(vcpu: &mut Vcpu, view: View, address: GuestVirt, wanted: Option<Mapping>
         Some(wanted) if shown != Some(wanted) => vcpu.map(view, wanted),
         None if shown.is_some() => vcpu.unmap(view, address.page(), 1),
         _ => {}
-    }
-}
-
-/// Takes from `view` what the tables below `root` don't allow any more, inside the given
-/// directory entries.
-fn compare(vcpu: &mut Vcpu, memory: &GuestMemory, root: GuestPhys, view: View, slots: Range<u32>) {
-    let mut wrong: Vec<(GuestVirt, u32)> = Vec::new();
-    let mut table: Option<(u32, Box<Table>)> = None;
-    vcpu.for_each_mapped(view, &mut |run| {
-        for index in 0..run.pages {
-            let distance = index * PAGE_SIZE;
-            let virt = run.virt.wrapping_add(distance);
-            let slot = slot_of(virt);
-            if !slots.contains(&slot) {
-                continue;
-            }
-            if table.as_ref().is_none_or(|(which, _)| *which != slot) {
-                table = Some((slot, Box::new(Table::read(memory, root, slot))));
-            }
-            let wanted = table.as_ref().and_then(|(_, table)| table.showable(virt));
-            let shown = Mapping { virt, phys: run.phys.wrapping_add(distance), pages: 1, ..run };
-            if holds(&shown, wanted, view) {
-                continue;
-            }
-            match wrong.last_mut() {
-                Some((start, pages)) if start.wrapping_add(*pages * PAGE_SIZE) == virt => {
-                    *pages += 1
-                }
-                _ => wrong.push((virt, 1)),
-            }
-        }
-    });
-    for (start, pages) in wrong {
-        vcpu.unmap(view, start, pages);
     }
 }

@@ -120,7 +120,8 @@ fn a_ring_of_garbage() {
             };
             let words = [number, argument(), argument(), argument()];
             if number != number::HALT {
-                guest.queue(slot, words);
+                let [number, a, b, c] = words;
+                guest.queue_words(slot, [number, a, b, c, 0]);
             }
         }
         let outcome = guest.reporting(14, 1).kernel(|_| Ok(())).run();
@@ -131,7 +132,7 @@ fn a_ring_of_garbage() {
 #[test]
 fn lguest_init_in_the_ring_is_a_second_one() {
     let guest = TinyGuest::new();
-    guest.queue(0, Hypercall::LguestInit { data: Phys(SCRATCH) }.encode());
+    guest.queue(0, Hypercall::LguestInit { data: Phys(SCRATCH) });
     guest.kernel(|_| Ok(())).run().killed(Kill::InitializedTwice { data: GuestPhys(SCRATCH) });
 }
 

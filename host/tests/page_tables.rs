@@ -26,7 +26,7 @@ fn page(index: u32) -> u32 {
 }
 
 fn set_pte(address: u32, value: u32) -> Hypercall {
-    Hypercall::SetPte { directory: Phys(DIRECTORY), address: Virt(address), value }
+    Hypercall::SetPte { directory: Phys(DIRECTORY), address: Virt(address), value: value.into() }
 }
 
 const FLUSH_USER: Hypercall = Hypercall::FlushTlb { scope: FlushScope::User };

@@ -12,16 +12,16 @@ use tiny_guest::*;
 const HALF_RING: u32 = HCALL_RING_SIZE as u32 / 2;
 
 /// Queues an entry while the guest runs.
-fn enqueue(c: &mut Code, slot: u32, words: [u32; 4]) -> Assembled {
-    for (index, word) in (0..).zip(words) {
+fn enqueue(c: &mut Code, slot: u32, call: Hypercall) -> Assembled {
+    for (index, word) in (0..4).zip(call.encode()) {
         c.set_field(offset::HCALLS + slot * 16 + index * 4, word)?;
     }
     c.mov(byte_ptr(virt(DATA) + offset::HCALL_STATUS + slot), 0)
 }
 
 /// A bind_dma of an array of no buffers: something to count.
-fn bind(key: u32) -> [u32; 4] {
-    Hypercall::BindDma { key: Phys(key), array: Phys(SCRATCH), count: 0, irq: 1 }.encode()
+fn bind(key: u32) -> Hypercall {
+    Hypercall::BindDma { key: Phys(key), array: Phys(SCRATCH), count: 0, irq: 1 }
 }
 
 /// The keys of the calls in the ring, as the trace shows that they were carried out.
@@ -63,7 +63,7 @@ fn the_ring_is_served_in_order_before_the_direct_call() {
 fn results_of_ring_entries_are_dropped() {
     let outcome = TinyGuest::new()
         .kernel(|c| {
-            enqueue(c, 0, Hypercall::GetWallclock.encode())?;
+            enqueue(c, 0, Hypercall::GetWallclock)?;
             c.hypercall(Hypercall::FlushAsync)?;
             c.note(0, eax)
         })
@@ -106,7 +106,7 @@ fn any_status_but_ff_means_pending() {
 fn a_full_ring_is_served_once_round() {
     let guest = TinyGuest::new();
     for slot in 0..2 * HALF_RING {
-        guest.queue(slot, Hypercall::FlushAsync.encode());
+        guest.queue(slot, Hypercall::FlushAsync);
     }
     let outcome = guest.kernel(|_| Ok(())).run().powered_off();
     assert_eq!(served(&outcome).len(), HCALL_RING_SIZE);
@@ -119,7 +119,7 @@ fn the_cursor_wraps() {
             for round in 0..3 {
                 for slot in 0..HALF_RING {
                     let slot = (round * HALF_RING + slot) % (2 * HALF_RING);
-                    enqueue(c, slot, Hypercall::FlushAsync.encode())?;
+                    enqueue(c, slot, Hypercall::FlushAsync)?;
                 }
                 c.hypercall(Hypercall::FlushAsync)?;
             }
@@ -151,8 +151,8 @@ fn a_trap_serves_the_ring_too() {
 fn a_crash_in_the_ring_ends_the_guest() {
     let guest = TinyGuest::new();
     guest.put(SCRATCH, b"from the ring\0");
-    guest.queue(0, Hypercall::Crash { message: Phys(SCRATCH) }.encode());
-    guest.queue(1, [99, 0, 0, 0]);
+    guest.queue(0, Hypercall::Crash { message: Phys(SCRATCH) });
+    guest.queue_words(1, [99, 0, 0, 0, 0]);
     let outcome = guest.kernel(|_| Ok(())).run();
     assert_eq!(outcome.end, End::Crashed("from the ring".to_owned()));
 }
@@ -160,7 +160,7 @@ fn a_crash_in_the_ring_ends_the_guest() {
 #[test]
 fn a_bad_entry_ends_the_guest() {
     let guest = TinyGuest::new();
-    guest.queue(0, [17, 0, 0, 0]);
+    guest.queue_words(0, [17, 0, 0, 0, 0]);
     guest.kernel(|_| Ok(())).run().killed(Kill::UnknownHypercall { number: 17 });
 }
 
@@ -189,7 +189,7 @@ impl Devices for Nosy {
 fn the_rest_waits_until_a_dma_has_been_served() {
     let guest = TinyGuest::new();
     guest.put_dma(SCRATCH, 0, &[(FREE, 3)]);
-    guest.queue(0, Hypercall::SendDma { key: Phys(4), dma: Phys(SCRATCH) }.encode());
+    guest.queue(0, Hypercall::SendDma { key: Phys(4), dma: Phys(SCRATCH) });
     guest.queue(1, bind(8));
     let mut nosy = Nosy { status: None };
     let outcome = guest.kernel(|_| Ok(())).run_with(&mut nosy).powered_off();
@@ -270,7 +270,7 @@ fn a_halt_in_the_ring_sleeps_after_the_direct_call() {
             c.iretd()
         })
         .kernel(|c| {
-            enqueue(c, 0, Hypercall::Halt.encode())?;
+            enqueue(c, 0, Hypercall::Halt)?;
             c.hypercall(Hypercall::SetClockevent { nanoseconds: 1_000_000 })?;
             c.mov(eax, dword_ptr(virt(RESULTS)))?;
             c.note(1, eax)

@@ -480,7 +480,11 @@ fn a_trap_pushes_through_the_current_mapping() {
             let entry = FREE | 0x67;
             c.mov(dword_ptr(virt(LINEAR_TABLE) + (TRAP_STACK >> 12) * 4), entry)?;
             let address = Virt(virt(TRAP_STACK));
-            c.hypercall(Hypercall::SetPte { directory: Phys(DIRECTORY), address, value: entry })?;
+            c.hypercall(Hypercall::SetPte {
+                directory: Phys(DIRECTORY),
+                address,
+                value: entry.into(),
+            })?;
             c.enter_user()
         })
         .run()

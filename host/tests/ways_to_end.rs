@@ -184,9 +184,9 @@ fn set_pte_in_the_top_4_mib() {
 fn a_page_table_entry_with_pwt_or_pse_or_a_frame_beyond_memory() {
     let address = GuestVirt(USER_DATA);
     for value in [FREE | 0x6f, FREE | 0xe7, END | 0x67, 0xffff_f067] {
-        let kill = Kill::BadPageTableEntry { entry: value, address };
+        let kill = Kill::BadPageTableEntry { entry: value.into(), address };
         let directory = Phys(DIRECTORY);
-        let call = Hypercall::SetPte { directory, address: Virt(address.0), value };
+        let call = Hypercall::SetPte { directory, address: Virt(address.0), value: value.into() };
         kills(call, kill.clone());
         // And found by walking, on the first access.
         let guest = TinyGuest::new();
@@ -203,7 +203,10 @@ fn a_top_level_entry_with_other_bits_or_a_frame_beyond_memory() {
         let guest = TinyGuest::new();
         guest.put_word(DIRECTORY + (USER_DATA >> 22) * 4, entry);
         let outcome = guest.kernel(|c| c.mov(eax, dword_ptr(USER_DATA))).run();
-        outcome.killed(Kill::BadPageDirectoryEntry { entry, address: GuestVirt(USER_DATA) });
+        outcome.killed(Kill::BadPageDirectoryEntry {
+            entry: entry.into(),
+            address: GuestVirt(USER_DATA),
+        });
     }
 }
 
@@ -296,7 +299,10 @@ fn a_descriptor_table_behind_a_bad_page_table_entry() {
             c.ud2()
         })
         .run();
-    outcome.killed(Kill::BadPageTableEntry { entry, address: GuestVirt(table + 12 * 8) });
+    outcome.killed(Kill::BadPageTableEntry {
+        entry: entry.into(),
+        address: GuestVirt(table + 12 * 8),
+    });
 }
 
 #[test]
@@ -344,7 +350,7 @@ fn messages_name_the_reason_and_the_value() {
         ),
         (
             Kill::ReservedAddress { what: "SET_PTE", address: GuestVirt(0xffc0_0000) },
-            "SET_PTE at 0xffc00000, in the top 4 MiB that the Host reserves",
+            "SET_PTE at 0xffc00000, among the topmost addresses, which the Host reserves",
         ),
         (trap(6, 0), "no handler for trap 6 at eip 0xc0010000"),
         (trap(13, 0xfa), "no handler for trap 13 (error code 0xfa) at eip 0xc0010000"),

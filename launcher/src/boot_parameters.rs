@@ -6,6 +6,7 @@
 
 use crate::layout::Initrd;
 use crate::memory_size::MemorySize;
+use lguest_abi::Generation;
 use lguest_abi::boot::{self, E820Entry, offset};
 use lguest_switcher::GuestPhys;
 
@@ -22,6 +23,8 @@ pub struct BootParameters {
     pub memory: MemorySize,
     /// Where its initrd lies, if it has one.
     pub initrd: Option<Initrd>,
+    /// Which of lguest's interfaces its kernel speaks.
+    pub generation: Generation,
 }
 
 impl BootParameters {
@@ -40,6 +43,13 @@ impl BootParameters {
         }
         put(&mut page, offset::COMMAND_LINE_POINTER, &COMMAND_LINE.0.to_le_bytes());
         put(&mut page, offset::PLATFORM, &boot::PLATFORM_LGUEST.to_le_bytes());
+        if !self.generation.is_signed() {
+            // These come in by the same door as on a PC, and ask the header where they are.
+            put(&mut page, offset::PROTOCOL, &boot::PROTOCOL_VERSION.to_le_bytes());
+            put(&mut page, offset::LOADER_TYPE, &[boot::LOADER_UNKNOWN]);
+            put(&mut page, offset::LOAD_FLAGS, &[boot::KEEP_SEGMENTS]);
+            put(&mut page, offset::KERNEL_ALIGNMENT, &boot::KERNEL_ALIGNMENT.to_le_bytes());
+        }
         page
     }
 }
@@ -63,7 +73,8 @@ mod tests {
     fn the_fields_lie_where_every_guest_looks_for_them() {
         let memory = MemorySize::from_mib(64).unwrap();
         let initrd = Initrd { start: GuestPhys(0x3f0_0000), size: 0x10_0000 };
-        let page = BootParameters { memory, initrd: Some(initrd) }.to_page();
+        let page = BootParameters { memory, initrd: Some(initrd), generation: Generation::First }
+            .to_page();
         assert_eq!(page[0x1e8], 1, "one e820 entry");
         assert_eq!(page[0x2d0..0x2d8], 0u64.to_le_bytes(), "from 0");
         assert_eq!(page[0x2d8..0x2e0], (64u64 << 20).to_le_bytes(), "64 MiB");
@@ -75,9 +86,25 @@ mod tests {
         assert_eq!(u32_at(&page, 0x23c), 1, "the platform is lguest");
     }
 
+    fn parameters(generation: Generation) -> BootParameters {
+        BootParameters { memory: MemorySize::DEFAULT, initrd: None, generation }
+    }
+
+    #[test]
+    fn later_kernels_find_the_header_of_a_pc() {
+        for generation in [Generation::V2_6_24, Generation::V4_0] {
+            let page = parameters(generation).to_page();
+            assert_eq!(page[0x206..0x208], [7, 2], "protocol 2.07");
+            assert_eq!((page[0x210], page[0x211]), (0xff, 0x40), "keep the segments");
+            assert_eq!(u32_at(&page, 0x230), 0x100_0000);
+            assert_eq!(u32_at(&page, 0x23c), 1);
+        }
+        assert_eq!(parameters(Generation::First).to_page()[0x206..0x208], [0, 0]);
+    }
+
     #[test]
     fn without_an_initrd_there_is_no_loader() {
-        let page = BootParameters { memory: MemorySize::DEFAULT, initrd: None }.to_page();
+        let page = parameters(Generation::First).to_page();
         assert_eq!(page[0x210], 0);
         assert_eq!(u32_at(&page, 0x218), 0);
         assert_eq!(u32_at(&page, 0x21c), 0);

@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, write};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Why a guest was ended from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,18 +48,22 @@ pub(crate) struct Control {
     asked: OnceLock<StopReason>,
     /// Readable once the guest was asked to end: for whoever sleeps in `poll`.
     signal: OwnedFd,
-    kicker: OnceLock<Kicker>,
+    kicker: Mutex<Option<Kicker>>,
 }
 
 impl Control {
     pub(crate) fn new() -> Result<Self, Errno> {
         let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { asked: OnceLock::new(), signal, kicker: OnceLock::new() })
+        Ok(Self { asked: OnceLock::new(), signal, kicker: Mutex::new(None) })
     }
 
-    /// Names the vCPU to be kicked, once it exists.
+    /// Names the vCPU to be kicked, once it exists; another one after a restart.
     pub(crate) fn attach(&self, kicker: Kicker) {
-        let _ = self.kicker.set(kicker);
+        *self.kicker() = Some(kicker);
+    }
+
+    fn kicker(&self) -> MutexGuard<'_, Option<Kicker>> {
+        self.kicker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Leaves the wish, and sees to it that it is noticed. The first one counts.
@@ -73,7 +77,7 @@ impl Control {
 
     /// Makes the vCPU look up.
     pub(crate) fn kick(&self) {
-        if let Some(kicker) = self.kicker.get() {
+        if let Some(kicker) = &*self.kicker() {
             kicker.kick();
         }
     }

@@ -1,6 +1,7 @@
 //! Where everything lies in a guest's memory before its first instruction.
 //!
-//! The guest wakes up with paging on, so somebody must have written page tables; it is told by
+//! The guest wakes up with paging on, so somebody must have written page tables (later kernels see memory one-to-one until
+//! they have written theirs); it is told by
 //! nobody how much memory it has, so a page of facts must lie where it looks for them. From the
 //! bottom: the boot parameters ([`boot_parameters`]), the command line,
 //! the kernel's own segments, a great deal of nothing; and from the top down: the initrd, one page
@@ -14,6 +15,7 @@ use crate::linear_page_tables::LinearPageTables;
 use crate::loader::{Kernel, Segment};
 use crate::memory_size::MemorySize;
 use crate::{boot_parameters, boot_parameters::BootParameters};
+use lguest_abi::Generation;
 use lguest_switcher::{GuestMemory, GuestPhys, OutsideMemory, PAGE_SIZE};
 
 // ANCHOR: memory_layout
@@ -23,7 +25,9 @@ pub struct Layout {
     memory: MemorySize,
     command_line: Vec<u8>,
     initrd: Option<Initrd>,
-    page_tables: LinearPageTables,
+    /// For a kernel that doesn't make its first ones itself.
+    page_tables: Option<LinearPageTables>,
+    generation: Generation,
 }
 
 /// The initrd's place, at the very top of memory.
@@ -100,6 +104,7 @@ impl Layout {
     pub fn plan(
         memory: MemorySize,
         kernel: &Kernel,
+        generation: Generation,
         arguments: &[String],
         initrd: u64,
     ) -> Result<Self, LayoutError> {
@@ -109,7 +114,9 @@ impl Layout {
         }
         let mapped = LinearPageTables::reach(memory, kernel.page_offset());
         let initrd_size = initrd.next_multiple_of(u64::from(PAGE_SIZE));
-        let needed = kernel.end() + initrd_size + u64::from(LinearPageTables::size(mapped));
+        let with_tables = generation.starts_with_page_tables();
+        let tables_size = if with_tables { LinearPageTables::size(mapped) } else { 0 };
+        let needed = kernel.end() + initrd_size + u64::from(tables_size);
         // Everything is at most `needed` from the top, so that nothing below can wrap.
         let (true, Ok(initrd_size)) =
             (needed <= u64::from(memory.bytes()), u32::try_from(initrd_size))
@@ -117,11 +124,15 @@ impl Layout {
             return Err(LayoutError::TooLittleMemory { memory, initrd, needed });
         };
         let below_initrd = GuestPhys(memory.bytes() - initrd_size);
+        let one_to_one = !generation.is_signed();
+        let page_offset = kernel.page_offset();
+        let tables = || LinearPageTables::below(below_initrd, mapped, page_offset, one_to_one);
         Ok(Self {
             memory,
             command_line,
             initrd: (initrd > 0).then_some(Initrd { start: below_initrd, size: initrd_size }),
-            page_tables: LinearPageTables::below(below_initrd, mapped, kernel.page_offset()),
+            page_tables: with_tables.then(tables),
+            generation,
         })
     }
 
@@ -136,7 +147,8 @@ impl Layout {
         kernel: &Kernel,
         initrd: &[u8],
     ) -> Result<(), OutsideMemory> {
-        let parameters = BootParameters { memory: self.memory, initrd: self.initrd };
+        let (initrd_place, generation) = (self.initrd, self.generation);
+        let parameters = BootParameters { memory: self.memory, initrd: initrd_place, generation };
         memory.write(boot_parameters::ADDRESS, &parameters.to_page())?;
         memory.write(boot_parameters::COMMAND_LINE, &self.command_line)?;
         for segment in kernel.segments() {
@@ -145,16 +157,16 @@ impl Layout {
         if let Some(place) = self.initrd {
             memory.write(place.start, initrd)?;
         }
-        for (at, table) in self.page_tables.pages() {
+        for (at, table) in self.page_tables.iter().flat_map(LinearPageTables::pages) {
             memory.write(at, &table)?;
         }
         Ok(())
     }
 
-    /// The page directory to start with.
+    /// The page directory to start with; 0 if there is none.
     #[must_use]
     pub fn page_directory(&self) -> GuestPhys {
-        self.page_tables.directory()
+        self.page_tables.map_or(GuestPhys(0), |tables| tables.directory())
     }
 
     /// Where the initrd goes, if there is one.

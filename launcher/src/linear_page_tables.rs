@@ -3,7 +3,7 @@
 //! A kernel lives at high virtual addresses from its first instruction, so tables that
 //! say so must exist before it runs. These are the simplest there are: page *n* of memory appears
 //! *n* pages above `PAGE_OFFSET`. The kernel builds better ones when it knows its way around, and
-//! the Host counts the first switch to them as the end of its childhood.
+//! the Host counts the first switch to them as the end of its childhood. Kernels since 2.6.37 make even these themselves.
 
 use crate::memory_size::MemorySize;
 use lguest_switcher::{GuestPhys, GuestVirt, PAGE_SIZE};
@@ -25,6 +25,8 @@ pub struct LinearPageTables {
     tables: GuestPhys,
     mapped: u32,
     page_offset: GuestVirt,
+    /// Memory appears where it is, too: kernels that are entered at a physical address need that.
+    one_to_one: bool,
 }
 
 impl LinearPageTables {
@@ -45,12 +47,13 @@ impl LinearPageTables {
     /// page-aligned and at least [`LinearPageTables::size`]; `mapped` is at most
     /// [`LinearPageTables::reach`].
     #[must_use]
-    pub fn below(top: GuestPhys, mapped: u32, page_offset: GuestVirt) -> Self {
+    pub fn below(top: GuestPhys, mapped: u32, page_offset: GuestVirt, one_to_one: bool) -> Self {
         Self {
             directory: GuestPhys(top.0 - PAGE_SIZE),
             tables: GuestPhys(top.0 - Self::size(mapped)),
             mapped,
             page_offset,
+            one_to_one,
         }
     }
 
@@ -74,6 +77,7 @@ impl LinearPageTables {
         let first = self.page_offset.0 / TABLE_REACH;
         let directory = page_of(move |i| match i.checked_sub(first) {
             Some(n) if n < count => table(n).0 | FLAGS,
+            None if self.one_to_one && i < count => table(i).0 | FLAGS,
             _ => 0,
         });
         tables.chain([(self.directory, directory)])
@@ -112,10 +116,14 @@ mod tests {
     }
 
     fn tables(memory: u32, page_offset: u32) -> LinearPageTables {
+        tables_with(memory, page_offset, false)
+    }
+
+    fn tables_with(memory: u32, page_offset: u32, one_to_one: bool) -> LinearPageTables {
         let memory = MemorySize::from_bytes(u64::from(memory)).unwrap();
         let page_offset = GuestVirt(page_offset);
         let mapped = LinearPageTables::reach(memory, page_offset);
-        LinearPageTables::below(GuestPhys(memory.bytes()), mapped, page_offset)
+        LinearPageTables::below(GuestPhys(memory.bytes()), mapped, page_offset, one_to_one)
     }
 
     #[test]
@@ -133,6 +141,16 @@ mod tests {
         let tables = tables(2 << 30, 0xc000_0000);
         assert_eq!(walk(&tables, 0xffff_ffff), Some(0x3fff_ffff));
         assert_eq!(tables.pages().count(), 257);
+    }
+
+    #[test]
+    fn memory_may_appear_where_it_is_too() {
+        let tables = tables_with(64 << 20, 0xc000_0000, true);
+        for phys in [0, 0x12_3456, 0x3ff_ffff] {
+            assert_eq!(walk(&tables, phys), Some(phys));
+            assert_eq!(walk(&tables, 0xc000_0000 + phys), Some(phys));
+        }
+        assert_eq!(walk(&tables, 0x400_0000), None);
     }
 
     proptest! {

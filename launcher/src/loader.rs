@@ -20,7 +20,8 @@ mod setup_header;
 pub use bzimage::{BzImage, Payload};
 pub use compression::Compression;
 pub use error::{KernelError, ReadKernelError};
-pub use generation::{Generation, NoGeneration, UnknownName, Version};
+pub use generation::{NoGeneration, Version};
+pub use lguest_abi::Generation;
 pub use setup_header::{Protocol, SetupHeader};
 
 use lguest_switcher::{GuestPhys, GuestVirt};
@@ -100,7 +101,7 @@ impl Kernel {
             .map(|GuestPhys(phys)| GuestVirt(phys.wrapping_add(page_offset)));
         let banner = generation::banner(&segments);
         let version = banner.as_deref().and_then(Version::of_banner);
-        let generation = Generation::of(behind_signature.is_some(), version);
+        let generation = generation::generation_of(behind_signature.is_some(), version);
         Ok(Self {
             format,
             segments,

@@ -11,7 +11,9 @@ use crate::layout::{Layout, LayoutError};
 use crate::loader::{Generation, Kernel, KernelError, NoGeneration};
 use crate::memory_size::MemorySize;
 use crate::terminal::RawTerminal;
-use lguest_host::{End, Kill, Machine, MachineConfig, SetupError, Tracer};
+use lguest_host::{
+    EmptyBus, End, InterruptLines, Kill, Machine, MachineConfig, SetupError, Tracer,
+};
 use lguest_switcher::GuestMemory;
 use std::io;
 use std::sync::Arc;
@@ -31,9 +33,20 @@ pub struct VmBuilder {
 
 /// A virtual machine that is ready to run. It belongs to the thread that built it.
 pub struct Vm {
+    plan: Plan,
     machine: Machine,
     console: Console,
     control: Arc<Control>,
+}
+
+/// What a machine is made from, as often as the guest wants to start again.
+struct Plan {
+    memory: MemorySize,
+    kernel: Kernel,
+    generation: Generation,
+    initrd: Vec<u8>,
+    layout: Layout,
+    guest_id: u16,
 }
 
 /// How a guest ended.
@@ -59,12 +72,6 @@ pub enum BuildError {
     /// The kernel is no guest of lguest's.
     #[error("the kernel can't be booted: {0}")]
     NoGuest(#[from] NoGeneration),
-    /// The kernel is one that the Host doesn't understand.
-    #[error(
-        "the kernel can't be run yet: it speaks generation {0} of lguest's interface ({kernels}), and so far only the first is understood",
-        kernels = .0.kernels()
-    )]
-    Generation(Generation),
     /// Something doesn't fit into its memory.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -94,6 +101,9 @@ pub enum RunError {
     /// The input can't be read by a thread of its own.
     #[error("the console's input can't be set up: {0}")]
     Input(io::Error),
+    /// There is no machine to restart it in.
+    #[error("the guest can't be restarted: {0}")]
+    Restart(BuildError),
     /// The console's output isn't taken: a full disk, or a reader that left.
     #[error("the console's output can't be written: {0}")]
     Output(io::Error),
@@ -145,25 +155,35 @@ impl VmBuilder {
             Some(kernel) => kernel,
             None => Kernel::bundled()?,
         };
-        match kernel.generation()? {
-            Generation::First => {}
-            later => return Err(BuildError::Generation(later)),
-        }
+        let generation = kernel.generation()?;
         let initrd = self.initrd.len() as u64;
-        let layout = Layout::plan(self.memory, &kernel, &self.arguments, initrd)?;
-        let memory = guest_memory(self.memory, &layout, &kernel, &self.initrd)
-            .map_err(|error| BuildError::NoMemory { size: self.memory, error })?;
-        let mut machine = Machine::new(MachineConfig {
-            memory: Arc::new(memory),
-            page_offset: kernel.page_offset().0,
-            entry: kernel.entry().0,
-            page_directory: layout.page_directory(),
-            guest_id: guest_id(),
-        })?;
+        let layout = Layout::plan(self.memory, &kernel, generation, &self.arguments, initrd)?;
+        let guest_id = guest_id();
+        let plan =
+            Plan { memory: self.memory, kernel, generation, initrd: self.initrd, layout, guest_id };
+        let mut machine = plan.machine()?;
         machine.set_tracer(self.tracer);
         let control = Control::new().map_err(|error| BuildError::NoDescriptors(error.into()))?;
         control.attach(machine.kicker());
-        Ok(Vm { machine, console: self.console, control: Arc::new(control) })
+        Ok(Vm { plan, machine, console: self.console, control: Arc::new(control) })
+    }
+}
+
+impl Plan {
+    /// A machine at its first instruction.
+    fn machine(&self) -> Result<Machine, BuildError> {
+        let memory = guest_memory(self.memory, &self.layout, &self.kernel, &self.initrd)
+            .map_err(|error| BuildError::NoMemory { size: self.memory, error })?;
+        Ok(Machine::new(MachineConfig {
+            memory: Arc::new(memory),
+            generation: self.generation,
+            page_offset: self.kernel.page_offset().0,
+            entry: self.kernel.entry().0,
+            page_directory: self.layout.page_directory(),
+            guest_id: self.guest_id,
+            lines: InterruptLines::default(),
+            bus: Box::new(EmptyBus),
+        })?)
     }
 }
 
@@ -179,7 +199,7 @@ impl Vm {
         Stopper::new(Arc::clone(&self.control))
     }
 
-    /// Runs the guest to its end, on this thread.
+    /// Runs the guest to its end, on this thread. If it wants to be restarted, it is.
     ///
     /// # Errors
     /// The host can't go on; the guest was ended then, and knows nothing of it.
@@ -190,20 +210,36 @@ impl Vm {
             }
             None => None,
         };
-        let console = ConsoleDevice::start(self.console, &self.control).map_err(RunError::Input)?;
+        let console = std::mem::take(&mut self.console);
+        let console = ConsoleDevice::start(console, &self.control).map_err(RunError::Input)?;
         let mut devices = DeviceSet::new(console, Arc::clone(&self.control));
-        let end = self.machine.run(&mut devices);
-        if let Some(error) = devices.failure() {
-            return Err(RunError::Output(error.into()));
-        }
-        Ok(match end {
-            End::PowerOff => Ending::PowerOff,
-            End::Crashed(message) => Ending::Crashed(message),
-            End::Killed(kill) => Ending::Killed(kill),
-            End::Stopped(_) => {
-                Ending::Stopped(self.control.wish().unwrap_or(StopReason::Requested))
+        loop {
+            let end = self.machine.run(&mut devices);
+            if let Some(error) = devices.failure() {
+                return Err(RunError::Output(error.into()));
             }
-        })
+            return Ok(match end {
+                End::PowerOff => Ending::PowerOff,
+                End::Crashed(message) => Ending::Crashed(message),
+                End::Killed(kill) => Ending::Killed(kill),
+                End::Stopped(_) => {
+                    Ending::Stopped(self.control.wish().unwrap_or(StopReason::Requested))
+                }
+                End::Restart => {
+                    self.restart()?;
+                    continue;
+                }
+            });
+        }
+    }
+
+    /// The same machine, as it was before its first instruction.
+    fn restart(&mut self) -> Result<(), RunError> {
+        let tracer = self.machine.set_tracer(None);
+        self.machine = self.plan.machine().map_err(RunError::Restart)?;
+        self.machine.set_tracer(tracer);
+        self.control.attach(self.machine.kicker());
+        Ok(())
     }
 }
 
@@ -239,7 +275,7 @@ mod tests {
     #[test]
     fn the_device_page_lies_directly_above_memory() {
         let kernel = Kernel::bundled().unwrap();
-        let layout = Layout::plan(MemorySize::DEFAULT, &kernel, &[], 0).unwrap();
+        let layout = Layout::plan(MemorySize::DEFAULT, &kernel, Generation::First, &[], 0).unwrap();
         let memory = guest_memory(MemorySize::DEFAULT, &layout, &kernel, &[]).unwrap();
         let mut descriptors = [0; 24];
         memory.read(GuestPhys(64 << 20), &mut descriptors).unwrap();

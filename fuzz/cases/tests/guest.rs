@@ -6,7 +6,7 @@ use lguest_host::End;
 
 #[test]
 fn fuzz_whatever_a_guest_does() {
-    let (mut ends, mut traps) = ([0u64; 4], 0);
+    let (mut ends, mut traps) = ([0u64; 5], 0);
     let cases = harness::for_a_while("guest", |case: Case| {
         let outcome = case.run();
         traps += u64::from(outcome.traps);
@@ -15,10 +15,13 @@ fn fuzz_whatever_a_guest_does() {
             End::Crashed(_) => 1,
             End::Killed(_) => 2,
             End::Stopped(_) => 3,
+            End::Restart => 4,
         }] += 1;
     });
-    let [off, crashed, killed, stopped] = ends;
-    println!("{off} powered off, {crashed} crashed, {killed} ended by the Host, {stopped} stopped");
+    let [off, crashed, killed, stopped, restarted] = ends;
+    println!(
+        "{off} powered off, {crashed} crashed, {killed} ended by the Host, {stopped} stopped, {restarted} restarted"
+    );
     println!("their handlers saw {traps} traps");
     assert!(cases < 100 || off > 0 && killed > 0, "these guests are all the same");
 }

@@ -24,13 +24,13 @@ static NEXT_SLOT: AtomicUsize = AtomicUsize::new(0);
 /// first.
 #[inline]
 pub(crate) fn hcall(call: Hypercall) -> u32 {
-    hcall_words(call.encode())
+    hcall_words(words(call))
 }
 
 /// Puts a call into the ring; when that is full, makes it at once, which empties the ring.
 #[inline]
 pub(crate) fn async_hcall(call: Hypercall) {
-    async_hcall_words(call.encode());
+    async_hcall_words(words(call));
 }
 
 /// Makes a call that has no answer: at once, or later when a lazy mode is on.
@@ -42,6 +42,13 @@ pub(crate) fn lazy_hcall(call: Hypercall) {
         }
         LazyMode::Mmu | LazyMode::Cpu => async_hcall(call),
     }
+}
+
+/// The words of a call: three arguments are all that the first generation has.
+#[inline]
+fn words(call: Hypercall) -> [u32; 4] {
+    let [number, first, second, third, _] = call.encode();
+    [number, first, second, third]
 }
 
 #[inline]

@@ -31,7 +31,7 @@ impl PageTables for Lguest {
 
     unsafe fn set_pte_at(&self, directory: Phys, address: Virt, entry: &AtomicU32, value: u32) {
         entry.store(value, Ordering::Release);
-        tell(Hypercall::SetPte { directory, address, value });
+        tell(Hypercall::SetPte { directory, address, value: u64::from(value) });
     }
 
     unsafe fn set_pte(&self, entry: &AtomicU32, value: u32) {

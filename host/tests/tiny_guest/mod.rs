@@ -10,13 +10,14 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lguest_abi::address::{Phys, Virt};
+use lguest_abi::generation::CALL_WORDS;
 use lguest_abi::hypercall::{Hypercall, POWER_OFF_MESSAGE, VECTOR};
 use lguest_abi::lguest_data::{HCALL_RING_SIZE, offset};
 use lguest_abi::segments::{
     FLAT_KERNEL_CODE, FLAT_KERNEL_DATA, FLAT_USER_CODE, FLAT_USER_DATA, KERNEL_DS, USER_CS, USER_DS,
 };
-use lguest_host::{DeviceIo, Devices, End, Event, GuestMemory, GuestPhys, Kill, Machine};
-use lguest_host::{MachineConfig, NoDevices, Sections, Stop};
+use lguest_host::{DeviceIo, Devices, EmptyBus, End, Event, Generation, GuestMemory, GuestPhys};
+use lguest_host::{InterruptLines, Kill, Machine, MachineConfig, NoDevices, Sections, Stop};
 use std::ops::{Deref, DerefMut};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
@@ -89,7 +90,8 @@ impl Code {
     }
 
     pub fn hypercall(&mut self, call: Hypercall) -> Assembled {
-        self.raw_hypercall(call.encode())
+        let [number, first, second, third, _] = call.encode();
+        self.raw_hypercall([number, first, second, third])
     }
 
     /// Notes a register in a slot of the results.
@@ -192,8 +194,13 @@ impl TinyGuest {
     }
 
     /// Puts an entry into the ring, pending.
-    pub fn queue(&self, slot: u32, words: [u32; 4]) {
-        for (index, word) in (0..).zip(words) {
+    pub fn queue(&self, slot: u32, call: Hypercall) {
+        self.queue_words(slot, call.encode());
+    }
+
+    /// The same, for what may be no call at all.
+    pub fn queue_words(&self, slot: u32, words: [u32; CALL_WORDS]) {
+        for (index, word) in (0..4).zip(words) {
             self.put_word(DATA + offset::HCALLS + slot * 16 + index * 4, word);
         }
         self.put(DATA + offset::HCALL_STATUS + slot, &[0]);
@@ -307,10 +314,13 @@ impl TinyGuest {
     pub fn machine(&self) -> Machine {
         Machine::new(MachineConfig {
             memory: Arc::clone(&self.memory),
+            generation: Generation::First,
             page_offset: PAGE_OFFSET,
             entry: virt(CODE),
             page_directory: GuestPhys(DIRECTORY),
             guest_id: GUEST_ID,
+            lines: InterruptLines::default(),
+            bus: Box::new(EmptyBus),
         })
         .expect("a machine that can run guests")
     }

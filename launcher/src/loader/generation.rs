@@ -5,9 +5,9 @@
 //! it has a [`SIGNATURE`](super::SIGNATURE).
 
 use super::Segment;
+use lguest_abi::Generation;
 use memchr::memmem;
 use std::fmt;
-use std::str::FromStr;
 
 /// How the banner begins.
 const BANNER: &[u8] = b"Linux version ";
@@ -18,26 +18,6 @@ const BANNER_LIMIT: usize = 512;
 /// What a Linux that can be a guest calls the memory map it is given, since there is no signature any more: the
 /// only string with this word in the whole kernel.
 const MEMORY_MAP_NAME: &[u8] = b"LGUEST\0";
-
-/// A state of lguest's interface, named for the first kernel that spoke it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-#[non_exhaustive]
-pub enum Generation {
-    /// As it was when it was first written down, in July 2007: before the release of 2.6.23.
-    First,
-    /// The time of day is told in the page that guest and Host share.
-    V2_6_23,
-    /// Devices are virtio's, in tagged fields; the kernel is entered where its ELF file says.
-    V2_6_24,
-    /// Devices are described by a fixed record.
-    V2_6_25,
-    /// Arguments in other registers; a note of interrupts that wait.
-    V2_6_30,
-    /// A fourth argument.
-    V2_6_37,
-    /// Devices are virtio's over PCI.
-    V4_0,
-}
 
 /// Why a kernel speaks none of them. Each message completes "the kernel can't be booted: ".
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -83,94 +63,27 @@ const SINCE: [([u16; 3], Generation); 6] = [
 /// The first release without lguest.
 const REMOVED: [u16; 3] = [4, 14, 0];
 
-impl Generation {
-    /// All of them, oldest first.
-    pub const ALL: [Self; 7] = [
-        Self::First,
-        Self::V2_6_23,
-        Self::V2_6_24,
-        Self::V2_6_25,
-        Self::V2_6_30,
-        Self::V2_6_37,
-        Self::V4_0,
-    ];
-
-    /// What a kernel speaks that has, or hasn't, a signature, and this version.
-    ///
-    /// One Linux was released with a signature. Any other kernel that has one is somebody's own, or from the weeks
-    /// before that release.
-    pub(super) fn of(is_signed: bool, version: Option<Version>) -> Result<Self, NoGeneration> {
-        let by_version = version.and_then(Version::generation);
-        match (is_signed, version) {
-            (true, _) if by_version == Some(Self::V2_6_23) => Ok(Self::V2_6_23),
-            (true, _) => Ok(Self::First),
-            (false, None) => Err(NoGeneration::Unknown),
-            (false, Some(version)) if version.numbers >= REMOVED => {
-                Err(NoGeneration::TooNew(version))
-            }
-            (false, Some(version)) => match by_version {
-                Some(generation) if generation.is_signed() => Err(NoGeneration::Unsigned(version)),
-                Some(generation) => Ok(generation),
-                None => Err(NoGeneration::TooOld(version)),
-            },
-        }
-    }
-
-    /// Whether its kernels are entered behind a signature.
-    pub(super) fn is_signed(self) -> bool {
-        self <= Self::V2_6_23
-    }
-
-    /// Its name, which can be read back: `first`, or the first kernel that spoke it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::V2_6_23 => "2.6.23",
-            Self::V2_6_24 => "2.6.24",
-            Self::V2_6_25 => "2.6.25",
-            Self::V2_6_30 => "2.6.30",
-            Self::V2_6_37 => "2.6.37",
-            Self::V4_0 => "4.0",
-        }
-    }
-
-    /// Which kernels speak it.
-    #[must_use]
-    pub fn kernels(self) -> &'static str {
-        match self {
-            Self::First => "the first lguest, of July 2007, and the bundled kernel",
-            Self::V2_6_23 => "Linux 2.6.23",
-            Self::V2_6_24 => "Linux 2.6.24",
-            Self::V2_6_25 => "Linux 2.6.25 to 2.6.29",
-            Self::V2_6_30 => "Linux 2.6.30 to 2.6.36",
-            Self::V2_6_37 => "Linux 2.6.37 to 3.19",
-            Self::V4_0 => "Linux 4.0 to 4.13",
-        }
+/// The generation that a kernel speaks which has, or hasn't, a signature, and this version.
+///
+/// One Linux was released with a signature. Any other kernel that has one is somebody's own, or from the weeks
+/// before that release.
+pub(super) fn generation_of(
+    is_signed: bool,
+    version: Option<Version>,
+) -> Result<Generation, NoGeneration> {
+    let by_version = version.and_then(Version::generation);
+    match (is_signed, version) {
+        (true, _) if by_version == Some(Generation::V2_6_23) => Ok(Generation::V2_6_23),
+        (true, _) => Ok(Generation::First),
+        (false, None) => Err(NoGeneration::Unknown),
+        (false, Some(version)) if version.numbers >= REMOVED => Err(NoGeneration::TooNew(version)),
+        (false, Some(version)) => match by_version {
+            Some(generation) if generation.is_signed() => Err(NoGeneration::Unsigned(version)),
+            Some(generation) => Ok(generation),
+            None => Err(NoGeneration::TooOld(version)),
+        },
     }
 }
-
-impl fmt::Display for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Generation {
-    type Err = UnknownName;
-
-    fn from_str(name: &str) -> Result<Self, UnknownName> {
-        Self::ALL
-            .into_iter()
-            .find(|generation| generation.name() == name)
-            .ok_or_else(|| UnknownName(name.to_owned()))
-    }
-}
-
-/// A name that no generation has.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is no generation of lguest's interface")]
-pub struct UnknownName(String);
 
 /// The line that a Linux begins its messages with, if the kernel is one.
 pub(super) fn banner(segments: &[Segment]) -> Option<String> {
@@ -232,7 +145,7 @@ mod tests {
     fn speaks(is_signed: bool, release: &str) -> Result<Generation, NoGeneration> {
         let version = Version::of_banner(&format!("Linux version {release} (me@here) #1"));
         assert!(version.is_some(), "{release}");
-        Generation::of(is_signed, version)
+        generation_of(is_signed, version)
     }
 
     #[test]
@@ -268,8 +181,8 @@ mod tests {
 
     #[test]
     fn a_signature_is_the_first_generations_but_for_one_release() {
-        assert_eq!(Generation::of(true, None), Ok(Generation::First));
-        assert_eq!(Generation::of(false, None), Err(NoGeneration::Unknown));
+        assert_eq!(generation_of(true, None), Ok(Generation::First));
+        assert_eq!(generation_of(false, None), Err(NoGeneration::Unknown));
         for release in ["2.6.21", "2.6.22", "2.6.23-rc1", "6.1.0"] {
             assert_eq!(speaks(true, release), Ok(Generation::First), "{release}");
         }
@@ -280,14 +193,6 @@ mod tests {
             let refused = speaks(false, release);
             assert!(matches!(refused, Err(NoGeneration::Unsigned(_))), "{release}: {refused:?}");
         }
-    }
-
-    #[test]
-    fn names_can_be_read_back() {
-        for generation in Generation::ALL {
-            assert_eq!(generation.to_string().parse(), Ok(generation));
-        }
-        assert!("2.6.38".parse::<Generation>().is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::bzimage;
 use crate::elf_file::{Segment, elf};
 use crate::tiny_guest::CODE;
 use lguest::layout::{Layout, LayoutError};
-use lguest::{Kernel, MemorySize};
+use lguest::{Generation, Kernel, MemorySize};
 use lguest_switcher::{GuestMemory, GuestPhys};
 
 const MIB: u32 = 1 << 20;
@@ -17,7 +17,7 @@ fn kernel_at(phys: u32, size: u32) -> Kernel {
 
 fn plan(memory: &str, kernel: &Kernel, words: &[&str], initrd: u64) -> Result<Layout, LayoutError> {
     let words: Vec<String> = words.iter().map(|&word| word.into()).collect();
-    Layout::plan(memory.parse().unwrap(), kernel, &words, initrd)
+    Layout::plan(memory.parse().unwrap(), kernel, Generation::First, &words, initrd)
 }
 
 fn refusal(memory: &str, kernel: &Kernel, words: &[&str], initrd: u64) -> String {

@@ -54,7 +54,7 @@ fn assembled(phys: u32, code: impl FnOnce(&mut CodeAssembler) -> Assembled) -> V
 
 /// Makes one hypercall.
 pub(crate) fn call(a: &mut CodeAssembler, call: Hypercall) -> Assembled {
-    let [number, first, second, third] = call.encode();
+    let [number, first, second, third, _] = call.encode();
     a.mov(eax, number)?;
     a.mov(edx, first)?;
     a.mov(ebx, second)?;
