@@ -40,6 +40,6 @@ pub use environment::{Access, Environment, Mapping, PageFault};
 pub use execute::SetupError;
 pub use execute::kick::Kicker;
 pub use exit::{Exception, Exit};
-pub use memory::{GuestMemory, OutsideMemory};
+pub use memory::{GuestMemory, MemoryRange, OutsideMemory};
 pub use timestamp::timestamp;
 pub use vcpu::{Config, ParkedVcpu, SpaceId, Statistics, Vcpu, View};

@@ -36,6 +36,19 @@ pub struct OutsideMemory {
     pub len: u32,
 }
 
+/// One run of physical addresses, and the run of a file that holds its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryRange<'a> {
+    /// Its first address.
+    pub start: GuestPhys,
+    /// Its length.
+    pub bytes: u32,
+    /// The file.
+    pub file: BorrowedFd<'a>,
+    /// Where in the file the range begins.
+    pub offset: u64,
+}
+
 /// One run of physical addresses, backed by a run of a file.
 struct Range {
     start: u32,
@@ -156,6 +169,17 @@ impl GuestMemory {
         let frames = self.size().div_ceil(PAGE_SIZE) as usize;
         self.marks.resize_with(frames, CodeMark::default);
         Ok(self)
+    }
+
+    /// What it is made of, in order of address, for whoever maps the same files: they then tell of each of their writes by
+    /// [`GuestMemory::note_write`].
+    pub fn ranges(&self) -> impl Iterator<Item = MemoryRange<'_>> {
+        self.ranges.iter().map(|range| MemoryRange {
+            start: GuestPhys(range.start),
+            bytes: range.bytes,
+            file: range.file.as_fd(),
+            offset: range.offset,
+        })
     }
 
     /// One past the highest physical address, saturated at 2³²−1.
@@ -342,7 +366,9 @@ impl GuestMemory {
         before.ok().map(next)
     }
 
-    fn note_write(&self, at: GuestPhys, len: usize) {
+    /// Notes a write that was made through another mapping of the same files. The methods here that write do so
+    /// themselves. Where there is no memory, there is nothing to note.
+    pub fn note_write(&self, at: GuestPhys, len: usize) {
         let (mut at, mut left) = (at, len as u32);
         while left > 0 {
             let piece = left.min(PAGE_SIZE - at.offset());
@@ -479,6 +505,20 @@ mod tests {
         assert_eq!(memory.unmark_code(2), None);
         let twice = memory.code_writes();
         assert_eq!((twice.only_since(once), twice.only_since(start)), (Some(2), None));
+    }
+
+    #[test]
+    fn writes_through_other_mappings_are_noted_too() {
+        let memory = memory();
+        memory.mark_code(GuestPhys(0x4ffc), 4);
+        let range = memory.ranges().nth(1).unwrap();
+        assert_eq!((range.start, range.bytes, range.offset), (GuestPhys(0x4000), 0x2000, 0x1000));
+        rustix::io::pwrite(range.file, &[0x90; 8], 0x1ff8).unwrap();
+        memory.note_write(GuestPhys(0x4ff8), 8);
+        assert_eq!((memory.read_u8(GuestPhys(0x4ffc)), memory.code_version(4)), (Ok(0x90), 1));
+        // Where there is no memory, nothing is noted and nothing fails.
+        memory.note_write(GuestPhys(u32::MAX), 2);
+        assert_eq!(memory.code_writes().count, 1);
     }
 
     #[test]
