@@ -10,4 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+pub mod interrupts;
 pub mod network;
+pub mod pci;
+pub mod virtio;
