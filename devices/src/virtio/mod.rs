@@ -12,11 +12,14 @@
 //! The standard is *Virtual I/O Device (VIRTIO) Version 1.0*; "legacy" is what came before it, which its sections of that name
 //! describe.
 
+pub mod block;
 mod chain;
 pub mod console;
 mod device;
+pub mod entropy;
 mod memory;
 mod model;
+pub mod network;
 mod queue;
 mod worker;
 

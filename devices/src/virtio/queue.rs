@@ -166,6 +166,12 @@ impl Rings {
         self.calls.stop_signal()
     }
 
+    /// Whether work is to stop, so that what has been begun needn't be finished.
+    #[must_use]
+    pub fn stopping(&self) -> bool {
+        self.calls.stopping()
+    }
+
     /// [`Ring::tell`] for all.
     pub(crate) fn tell(&mut self) -> Result<(), Broken> {
         self.rings.iter_mut().try_for_each(Ring::tell)

@@ -1,7 +1,10 @@
 //! The devices, driven as a guest's drivers do: by accesses to their bus and by rings in memory.
 
+mod block;
 mod console;
 mod driver;
+mod entropy;
 mod hostile;
+mod network;
 mod pci;
 mod rings;
