@@ -11,6 +11,7 @@ use crate::control::{Control, StopReason};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::{Errno, read, write};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::isatty;
 use std::collections::VecDeque;
 use std::io;
@@ -113,11 +114,24 @@ impl InputThread {
         queue: Arc<InputQueue>,
         control: Arc<Control>,
     ) -> io::Result<Self> {
+        Self::reading(input, Sink::Queue(queue), control)
+    }
+
+    /// What `input` gives, at the other end of a pipe: for a device with a thread of its own.
+    ///
+    /// # Errors
+    /// The system won't give another thread or descriptor.
+    pub(crate) fn into_pipe(input: OwnedFd, control: Arc<Control>) -> io::Result<(OwnedFd, Self)> {
+        let (from, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        Ok((from, Self::reading(input, Sink::Pipe(into), control)?))
+    }
+
+    fn reading(input: OwnedFd, sink: Sink, control: Arc<Control>) -> io::Result<Self> {
         let quit = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let reader = Reader {
             keyboard: isatty(&input),
             input,
-            queue,
+            sink,
             control,
             quit: Arc::clone(&quit),
             interrupts: InterruptKeys::default(),
@@ -140,10 +154,46 @@ impl Drop for InputThread {
 struct Reader {
     input: OwnedFd,
     keyboard: bool,
-    queue: Arc<InputQueue>,
+    sink: Sink,
     control: Arc<Control>,
     quit: Arc<OwnedFd>,
     interrupts: InterruptKeys,
+}
+
+/// Where input goes.
+enum Sink {
+    /// To the vCPU's thread, which is kicked.
+    Queue(Arc<InputQueue>),
+    /// To another thread, which waits for it. The pipe's end is the input's.
+    Pipe(OwnedFd),
+}
+
+impl Sink {
+    fn has_room(&self) -> bool {
+        match self {
+            Self::Queue(queue) => queue.has_room(),
+            Self::Pipe(pipe) => {
+                let now = Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 });
+                poll(&mut [PollFd::new(pipe, PollFlags::OUT)], now).is_ok_and(|ready| ready > 0)
+            }
+        }
+    }
+
+    fn push(&self, bytes: &[u8]) {
+        match self {
+            Self::Queue(queue) => queue.push(bytes),
+            // A pipe that has room has room for a chunk. What a keyboard says into a full one is lost, as above.
+            Self::Pipe(pipe) => {
+                let _ = write(pipe, bytes);
+            }
+        }
+    }
+
+    fn end(&self) {
+        if let Self::Queue(queue) = self {
+            queue.end();
+        }
+    }
 }
 
 impl Reader {
@@ -153,10 +203,10 @@ impl Reader {
                 self.control.stop(StopReason::Interrupted);
                 return;
             }
-            self.queue.push(&bytes);
+            self.sink.push(&bytes);
             self.control.kick();
         }
-        self.queue.end();
+        self.sink.end();
         self.control.kick();
     }
 
@@ -184,7 +234,7 @@ impl Reader {
     fn wait(&self) -> Result<Ready, Errno> {
         let quit = PollFd::new(&*self.quit, PollFlags::IN);
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        if !self.keyboard && !self.queue.has_room() {
+        if !self.keyboard && !self.sink.has_room() {
             let a_moment = rustix::time::Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
             let mut fds = [quit];
             poll(&mut fds, Some(&a_moment))?;

@@ -13,7 +13,7 @@
 //! - [`layout`], [`boot_parameters`], [`linear_page_tables`]: where everything lies before the first
 //!   instruction;
 //! - [`vm`]: the machine itself, built and run;
-//! - `devices`, [`console`], `input`, `output`: what the guest talks to;
+//! - `devices`, [`console`], `input`, `output`: what the guest talks to; `virtio_devices`: what later guests talk to;
 //! - [`terminal`], [`rescue`]: the keyboard lent to the guest, and given back whatever happens;
 //! - [`control`]: how a guest is ended from outside; [`trace`]: how it is watched.
 //!
@@ -35,6 +35,7 @@ mod output;
 pub mod rescue;
 pub mod terminal;
 pub mod trace;
+mod virtio_devices;
 pub mod vm;
 
 pub use console::Console;

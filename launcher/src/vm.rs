@@ -11,9 +11,9 @@ use crate::layout::{Layout, LayoutError};
 use crate::loader::{Generation, Kernel, KernelError, NoGeneration};
 use crate::memory_size::MemorySize;
 use crate::terminal::RawTerminal;
-use lguest_host::{
-    EmptyBus, End, InterruptLines, Kill, Machine, MachineConfig, SetupError, Tracer,
-};
+use crate::virtio_devices::{self, SharedBus, VirtioDevices};
+use lguest_abi::generation::DeviceBus;
+use lguest_host::{End, InterruptLines, Kill, Machine, MachineConfig, SetupError, Tracer};
 use lguest_switcher::GuestMemory;
 use std::io;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub struct VmBuilder {
 /// A virtual machine that is ready to run. It belongs to the thread that built it.
 pub struct Vm {
     plan: Plan,
-    machine: Machine,
+    made: Made,
     console: Console,
     control: Arc<Control>,
 }
@@ -47,6 +47,14 @@ struct Plan {
     initrd: Vec<u8>,
     layout: Layout,
     guest_id: u16,
+    bus: SharedBus,
+}
+
+/// A machine, and what its devices must know of it.
+struct Made {
+    machine: Machine,
+    memory: Arc<GuestMemory>,
+    lines: InterruptLines,
 }
 
 /// How a guest ended.
@@ -101,6 +109,9 @@ pub enum RunError {
     /// The input can't be read by a thread of its own.
     #[error("the console's input can't be set up: {0}")]
     Input(io::Error),
+    /// The devices can't be tied to the guest's memory.
+    #[error("the devices can't be set up: {0}")]
+    Devices(io::Error),
     /// There is no machine to restart it in.
     #[error("the guest can't be restarted: {0}")]
     Restart(BuildError),
@@ -158,32 +169,40 @@ impl VmBuilder {
         let generation = kernel.generation()?;
         let initrd = self.initrd.len() as u64;
         let layout = Layout::plan(self.memory, &kernel, generation, &self.arguments, initrd)?;
-        let guest_id = guest_id();
-        let plan =
-            Plan { memory: self.memory, kernel, generation, initrd: self.initrd, layout, guest_id };
-        let mut machine = plan.machine()?;
-        machine.set_tracer(self.tracer);
+        let plan = Plan {
+            memory: self.memory,
+            kernel,
+            generation,
+            initrd: self.initrd,
+            layout,
+            guest_id: guest_id(),
+            bus: SharedBus::default(),
+        };
+        let mut made = plan.make()?;
+        made.machine.set_tracer(self.tracer);
         let control = Control::new().map_err(|error| BuildError::NoDescriptors(error.into()))?;
-        control.attach(machine.kicker());
-        Ok(Vm { plan, machine, console: self.console, control: Arc::new(control) })
+        control.attach(made.machine.kicker());
+        Ok(Vm { plan, made, console: self.console, control: Arc::new(control) })
     }
 }
 
 impl Plan {
     /// A machine at its first instruction.
-    fn machine(&self) -> Result<Machine, BuildError> {
-        let memory = guest_memory(self.memory, &self.layout, &self.kernel, &self.initrd)
+    fn make(&self) -> Result<Made, BuildError> {
+        let memory = guest_memory(self)
             .map_err(|error| BuildError::NoMemory { size: self.memory, error })?;
-        Ok(Machine::new(MachineConfig {
-            memory: Arc::new(memory),
+        let (memory, lines) = (Arc::new(memory), InterruptLines::default());
+        let machine = Machine::new(MachineConfig {
+            memory: Arc::clone(&memory),
             generation: self.generation,
             page_offset: self.kernel.page_offset().0,
             entry: self.kernel.entry().0,
             page_directory: self.layout.page_directory(),
             guest_id: self.guest_id,
-            lines: InterruptLines::default(),
-            bus: Box::new(EmptyBus),
-        })?)
+            lines: lines.clone(),
+            bus: Box::new(self.bus.clone()),
+        })?;
+        Ok(Made { machine, memory, lines })
     }
 }
 
@@ -211,50 +230,79 @@ impl Vm {
             None => None,
         };
         let console = std::mem::take(&mut self.console);
+        if virtio_devices::is_for(self.plan.generation.device_bus()) {
+            self.run_with_virtio(console)
+        } else {
+            self.run_with_dma(console)
+        }
+    }
+
+    /// With the first generation's devices.
+    fn run_with_dma(&mut self, console: Console) -> Result<Ending, RunError> {
         let console = ConsoleDevice::start(console, &self.control).map_err(RunError::Input)?;
         let mut devices = DeviceSet::new(console, Arc::clone(&self.control));
         loop {
-            let end = self.machine.run(&mut devices);
+            let end = self.made.machine.run(&mut devices);
             if let Some(error) = devices.failure() {
                 return Err(RunError::Output(error.into()));
             }
-            return Ok(match end {
-                End::PowerOff => Ending::PowerOff,
-                End::Crashed(message) => Ending::Crashed(message),
-                End::Killed(kill) => Ending::Killed(kill),
-                End::Stopped(_) => {
-                    Ending::Stopped(self.control.wish().unwrap_or(StopReason::Requested))
-                }
-                End::Restart => {
-                    self.restart()?;
-                    continue;
-                }
-            });
+            match end {
+                End::Restart => self.restart()?,
+                end => return Ok(self.ending(end)),
+            }
+        }
+    }
+
+    /// With later ones'.
+    fn run_with_virtio(&mut self, console: Console) -> Result<Ending, RunError> {
+        let bus = self.plan.bus.clone();
+        let mut devices = VirtioDevices::start(bus, console, Vec::new(), &self.control)
+            .map_err(RunError::Input)?;
+        loop {
+            devices.plug_in(&self.made.memory, &self.made.lines).map_err(RunError::Devices)?;
+            let end = self.made.machine.run(devices.supervisor());
+            devices.unplug();
+            if let Some(error) = devices.failure() {
+                return Err(RunError::Output(error.into()));
+            }
+            match end {
+                End::Restart => self.restart()?,
+                end => return Ok(self.ending(end)),
+            }
+        }
+    }
+
+    /// What an end means to whoever started the guest.
+    fn ending(&self, end: End) -> Ending {
+        match end {
+            End::PowerOff | End::Restart => Ending::PowerOff,
+            End::Crashed(message) => Ending::Crashed(message),
+            End::Killed(kill) => Ending::Killed(kill),
+            End::Stopped(_) => {
+                Ending::Stopped(self.control.wish().unwrap_or(StopReason::Requested))
+            }
         }
     }
 
     /// The same machine, as it was before its first instruction.
     fn restart(&mut self) -> Result<(), RunError> {
-        let tracer = self.machine.set_tracer(None);
-        self.machine = self.plan.machine().map_err(RunError::Restart)?;
-        self.machine.set_tracer(tracer);
-        self.control.attach(self.machine.kicker());
+        let tracer = self.made.machine.set_tracer(None);
+        self.made = self.plan.make().map_err(RunError::Restart)?;
+        self.made.machine.set_tracer(tracer);
+        self.control.attach(self.made.machine.kicker());
         Ok(())
     }
 }
 
 /// Memory with everything in its place.
-fn guest_memory(
-    size: MemorySize,
-    layout: &Layout,
-    kernel: &Kernel,
-    initrd: &[u8],
-) -> io::Result<GuestMemory> {
-    let memory = GuestMemory::new(size.bytes() + DEVICE_BYTES)?;
-    layout
-        .fill(&memory, kernel, initrd)
-        .and_then(|()| write_descriptors(&memory, layout.devices()))
-        .map_err(io::Error::other)?;
+fn guest_memory(plan: &Plan) -> io::Result<GuestMemory> {
+    let Plan { memory: size, layout, kernel, initrd, generation, .. } = plan;
+    let with_keys = generation.device_bus() == DeviceBus::Dma;
+    let memory = GuestMemory::new(size.bytes() + if with_keys { DEVICE_BYTES } else { 0 })?;
+    layout.fill(&memory, kernel, initrd).map_err(io::Error::other)?;
+    if with_keys {
+        write_descriptors(&memory, layout.devices()).map_err(io::Error::other)?;
+    }
     Ok(memory)
 }
 
@@ -274,9 +322,7 @@ mod tests {
 
     #[test]
     fn the_device_page_lies_directly_above_memory() {
-        let kernel = Kernel::bundled().unwrap();
-        let layout = Layout::plan(MemorySize::DEFAULT, &kernel, Generation::First, &[], 0).unwrap();
-        let memory = guest_memory(MemorySize::DEFAULT, &layout, &kernel, &[]).unwrap();
+        let memory = Vm::builder().build().unwrap().made.memory;
         let mut descriptors = [0; 24];
         memory.read(GuestPhys(64 << 20), &mut descriptors).unwrap();
         assert_eq!(descriptors[..2], [1, 0], "the first is a console");

@@ -149,6 +149,10 @@ impl CommonConfig {
         (!queue.enabled && self.status & status::DRIVER_OK == 0).then_some(queue)
     }
 
+    pub(crate) fn into_model(self) -> Option<crate::virtio::Model> {
+        self.device.into_model()
+    }
+
     fn offered(&self) -> u64 {
         self.device.features | RING_FEATURES | VERSION_1
     }

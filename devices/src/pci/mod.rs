@@ -77,6 +77,12 @@ impl PciBus {
         Ok(())
     }
 
+    /// Takes the bus apart: its devices, in the order of their slots, as they were before they were put there.
+    #[must_use]
+    pub fn into_models(self) -> Vec<Model> {
+        self.functions.into_iter().filter_map(VirtioFunction::into_model).collect()
+    }
+
     /// The guest reads `bytes` (1, 2 or 4) at a port. `None` when the port isn't the bus's.
     pub fn port_in(&mut self, port: u16, bytes: u32) -> Option<u32> {
         if (port, bytes) == (ADDRESS_PORT, 4) {

@@ -90,6 +90,10 @@ impl Driver for Line {
 }
 
 impl VirtioFunction {
+    pub(crate) fn into_model(self) -> Option<Model> {
+        self.common.into_model()
+    }
+
     pub(crate) fn new(
         model: Model,
         memory: DeviceMemory,

@@ -71,6 +71,19 @@ impl Device {
         }
     }
 
+    /// The device as it was before it was put on a bus. `None` when its thread died with its work.
+    pub(crate) fn into_model(mut self) -> Option<Model> {
+        self.reset();
+        Some(Model {
+            kind: self.kind,
+            features: self.features,
+            queues: self.queues,
+            config: std::mem::take(&mut self.config),
+            config_writes: self.config_writes.take(),
+            work: self.work.take()?,
+        })
+    }
+
     /// Ends all work: when this returns, the device touches no memory any more.
     pub(crate) fn reset(&mut self) {
         if let Some(worker) = self.worker.take() {
