@@ -23,7 +23,7 @@ pub enum Generation {
     /// Arguments in other registers; a note of interrupts that wait.
     V2_6_30,
     /// A fourth argument; memory one-to-one until there are page tables.
-    V2_6_37,
+    V2_6_38,
     /// Devices are virtio's over PCI.
     V4_0,
 }
@@ -65,7 +65,7 @@ impl Generation {
         Self::V2_6_24,
         Self::V2_6_25,
         Self::V2_6_30,
-        Self::V2_6_37,
+        Self::V2_6_38,
         Self::V4_0,
     ];
 
@@ -84,7 +84,7 @@ impl Generation {
             Self::V2_6_24 => "2.6.24",
             Self::V2_6_25 => "2.6.25",
             Self::V2_6_30 => "2.6.30",
-            Self::V2_6_37 => "2.6.37",
+            Self::V2_6_38 => "2.6.38",
             Self::V4_0 => "4.0",
         }
     }
@@ -97,8 +97,8 @@ impl Generation {
             Self::V2_6_23 => "Linux 2.6.23",
             Self::V2_6_24 => "Linux 2.6.24",
             Self::V2_6_25 => "Linux 2.6.25 to 2.6.29",
-            Self::V2_6_30 => "Linux 2.6.30 to 2.6.36",
-            Self::V2_6_37 => "Linux 2.6.37 to 3.19",
+            Self::V2_6_30 => "Linux 2.6.30 to 2.6.37",
+            Self::V2_6_38 => "Linux 2.6.38 to 3.19",
             Self::V4_0 => "Linux 4.0 to 4.13",
         }
     }
@@ -122,8 +122,8 @@ impl Generation {
             Self::First => &[Layout::FIRST],
             Self::V2_6_23 => &[Layout::V2_6_23],
             Self::V2_6_24 | Self::V2_6_25 => &[Layout::V2_6_24],
-            Self::V2_6_30 => &[Layout::V2_6_31, Layout::V2_6_30, Layout::V2_6_37],
-            Self::V2_6_37 => &[Layout::V2_6_37, Layout::V2_6_31],
+            Self::V2_6_30 => &[Layout::V2_6_31, Layout::V2_6_30, Layout::V2_6_38],
+            Self::V2_6_38 => &[Layout::V2_6_38, Layout::V2_6_31],
             Self::V4_0 => &[Layout::V4_0],
         }
     }
@@ -134,7 +134,7 @@ impl Generation {
         match self {
             Self::First | Self::V2_6_23 => DeviceBus::Dma,
             Self::V2_6_24 => DeviceBus::TaggedVirtio,
-            Self::V2_6_25 | Self::V2_6_30 | Self::V2_6_37 => DeviceBus::Virtio,
+            Self::V2_6_25 | Self::V2_6_30 | Self::V2_6_38 => DeviceBus::Virtio,
             Self::V4_0 => DeviceBus::Pci,
         }
     }
@@ -143,7 +143,13 @@ impl Generation {
     /// they load tables of their own.
     #[must_use]
     pub const fn starts_with_page_tables(self) -> bool {
-        !matches!(self, Self::V2_6_37 | Self::V4_0)
+        !matches!(self, Self::V2_6_38 | Self::V4_0)
+    }
+
+    /// Its Host skipped a `cli` of the kernel's that wasn't made a store to `irq_enabled`.
+    #[must_use]
+    pub const fn skips_cli(self) -> bool {
+        matches!(self, Self::V4_0)
     }
 
     /// Its kernels may make calls by the instructions that other hypervisors' guests use (`vmcall` or `vmmcall`), too.
@@ -155,7 +161,7 @@ impl Generation {
     /// A guest hands over its whole GDT by LOAD_GDT. Some kernels of the last generation with it set single entries.
     #[must_use]
     pub const fn hands_over_gdt(self) -> bool {
-        !matches!(self, Self::V2_6_30 | Self::V2_6_37 | Self::V4_0)
+        !matches!(self, Self::V2_6_30 | Self::V2_6_38 | Self::V4_0)
     }
 
     /// A guest asks for the time of day, since it isn't told.
@@ -173,7 +179,7 @@ impl Generation {
     /// Page tables may have three levels, if the kernel was built so (PAE).
     #[must_use]
     pub const fn may_have_three_levels(self) -> bool {
-        matches!(self, Self::V2_6_30 | Self::V2_6_37 | Self::V4_0)
+        matches!(self, Self::V2_6_30 | Self::V2_6_38 | Self::V4_0)
     }
 }
 
@@ -218,7 +224,7 @@ mod tests {
         for generation in Generation::ALL {
             assert_eq!(generation.to_string().parse(), Ok(generation));
         }
-        assert!("2.6.38".parse::<Generation>().is_err());
+        assert!("2.6.37".parse::<Generation>().is_err());
     }
 
     /// The fields of each layout follow each other without a gap, from `irq_enabled` to the end.

@@ -498,7 +498,7 @@ mod tests {
         assert_eq!(numbers(Generation::V2_6_24), all_but(&[11, 12, 13], 18));
         assert_eq!(numbers(Generation::V2_6_25), all_but(&[11, 12, 13], 18));
         assert_eq!(numbers(Generation::V2_6_30), all_but(&[3, 11, 12], 19));
-        assert_eq!(numbers(Generation::V2_6_37), all_but(&[3, 11, 12], 19));
+        assert_eq!(numbers(Generation::V2_6_38), all_but(&[3, 11, 12], 19));
         assert_eq!(numbers(Generation::V4_0), all_but(&[3, 11, 12, 17], 19));
     }
 

@@ -252,7 +252,7 @@ impl Layout {
     };
 
     /// No page directory any more.
-    pub const V2_6_37: Self = Self {
+    pub const V2_6_38: Self = Self {
         size: 1392,
         pgdir: None,
         noirq: NoIrq::Range(1376, 1380),
@@ -267,7 +267,7 @@ impl Layout {
         noirq: NoIrq::At(1376),
         kernel_address: Some(1380),
         syscall_vec: Some(1384),
-        ..Self::V2_6_37
+        ..Self::V2_6_38
     };
 }
 

@@ -20,7 +20,8 @@ impl Guest {
         Ok(root)
     }
 
-    /// The first NEW_PGTABLE of a guest that saw memory one-to-one.
+    /// The first NEW_PGTABLE of a guest that saw memory one-to-one, or whose tables may have another number of levels than
+    /// the launcher's.
     fn begin_paging(&mut self, vcpu: &mut Vcpu, named: GuestPhys) -> Result<(), Kill> {
         let levels = self.levels_of(named)?;
         let root = levels.root(named.0);
@@ -51,7 +52,8 @@ impl Guest {
 
     /// NEW_PGTABLE: switches to another page directory.
     pub(crate) fn switch_root(&mut self, vcpu: &mut Vcpu, named: GuestPhys) -> Result<(), Kill> {
-        if self.shadow.rules().levels == Levels::None {
+        if !self.has_own_tables && self.generation.may_have_three_levels() {
+            self.has_own_tables = true;
             return self.begin_paging(vcpu, named);
         }
         let root = self.page_directory(named)?;

@@ -38,6 +38,8 @@ pub(crate) struct Guest {
     pub(crate) shared: Option<SharedData>,
     pub(crate) registers: SystemRegisters,
     pub(crate) shadow: Shadow,
+    /// It has loaded page tables that it made itself.
+    pub(crate) has_own_tables: bool,
     pub(crate) segments: Segments,
     pub(crate) gates: Gates,
     pub(crate) stack: TrapStack,
@@ -64,6 +66,7 @@ impl Guest {
             shared: None,
             registers,
             shadow,
+            has_own_tables: false,
             segments: Segments::new(),
             gates: Gates::new(),
             stack: TrapStack::default(),

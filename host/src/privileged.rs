@@ -16,7 +16,7 @@ use crate::guest::Guest;
 use crate::kill::Kill;
 use crate::machine::{Machine, Sleep};
 use crate::trace::Event;
-use iced_x86::{FastFormatter, Instruction};
+use iced_x86::{FastFormatter, Instruction, Mnemonic};
 use lguest_abi::segments::KERNEL_LEVEL;
 use lguest_processor::cpuid::cpuid;
 use lguest_processor::registers::{cr0, cr4};
@@ -43,6 +43,13 @@ impl Machine {
         let stepping = self.vcpu.cpu.eflags() & TF != 0;
         let eip = self.vcpu.cpu.eip();
         self.guest.trace(|| Event::Emulated { name: disassembly(instruction), eip });
+        if instruction.mnemonic() == Mnemonic::Cli
+            && self.guest.generation.skips_cli()
+            && self.in_kernel()
+        {
+            self.vcpu.cpu.set_eip(eip.wrapping_add(instruction.len() as u32));
+            return if stepping { self.debug_trap(SINGLE_STEP) } else { Ok(()) };
+        }
         let result = execute(&mut self.vcpu, &mut self.guest, instruction);
         self.guest.verdict()?;
         let Done { effect, hits } = match result {

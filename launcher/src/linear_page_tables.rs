@@ -3,7 +3,7 @@
 //! A kernel lives at high virtual addresses from its first instruction, so tables that
 //! say so must exist before it runs. These are the simplest there are: page *n* of memory appears
 //! *n* pages above `PAGE_OFFSET`. The kernel builds better ones when it knows its way around, and
-//! the Host counts the first switch to them as the end of its childhood. Kernels since 2.6.37 make even these themselves.
+//! the Host counts the first switch to them as the end of its childhood. Kernels since 2.6.38 make even these themselves.
 
 use crate::memory_size::MemorySize;
 use lguest_switcher::{GuestPhys, GuestVirt, PAGE_SIZE};

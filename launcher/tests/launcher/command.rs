@@ -220,8 +220,8 @@ fn inspect_shows_kernels_that_are_no_guests() {
     let out = inspection(&elf(&[Segment::at(0x10_0000, b"of my own")]), &[]);
     assert!(out.contains("interface      none: there is neither"), "{out}");
     assert!(out.contains("guest support  not seen\n"), "{out}");
-    let out = inspection(&linux(false), &["--abi", "2.6.37"]);
-    assert!(out.contains("interface      2.6.37: Linux 2.6.37 to 3.19\n"), "{out}");
+    let out = inspection(&linux(false), &["--abi", "2.6.38"]);
+    assert!(out.contains("interface      2.6.38: Linux 2.6.38 to 3.19\n"), "{out}");
 }
 
 #[test]
