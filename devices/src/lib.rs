@@ -11,6 +11,7 @@
 
 pub mod disk;
 pub mod interrupts;
+pub mod lguest_bus;
 pub mod network;
 pub mod pci;
 pub mod virtio;

@@ -4,7 +4,7 @@
 //! Fields are written whole, by accesses of their own size; one of another size is no write. They are read as the guest likes.
 
 use crate::pci::virtio_function::Line;
-use crate::virtio::{Broken, Device, Driver, RING_FEATURES, RingSetup, VERSION_1, status};
+use crate::virtio::{Broken, Device, Driver, RING_FEATURES, RingSetup, VERSION_1, Version, status};
 use std::sync::Arc;
 
 /// How many bytes of registers there are.
@@ -191,7 +191,8 @@ impl CommonConfig {
         }
         let setup = |queue: &QueueRegisters| queue.enabled.then_some(queue.ring);
         let setups: Vec<_> = self.queues.iter().map(setup).collect();
-        self.device.start(self.driver_features, &setups, Arc::clone(&self.line) as Arc<dyn Driver>)
+        let driver = Arc::clone(&self.line) as Arc<dyn Driver>;
+        self.device.start(Version::One, self.driver_features, &setups, driver)
     }
 
     fn reset(&mut self) {

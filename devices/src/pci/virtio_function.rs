@@ -7,7 +7,7 @@
 use crate::interrupts::Interrupts;
 use crate::pci::common_config::{self, CommonConfig};
 use crate::pci::config_space::{ConfigSpace, Identity};
-use crate::virtio::{Broken, Device, DeviceMemory, Driver, Kind, Model};
+use crate::virtio::{Broken, Complaint, Device, DeviceMemory, Driver, Kind, Model};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -49,7 +49,7 @@ pub(crate) struct VirtioFunction {
 
 /// The device's interrupt, which its thread raises.
 pub(crate) struct Line {
-    kind: Kind,
+    complaint: Complaint,
     irq: u8,
     interrupts: Arc<dyn Interrupts>,
     enabled: AtomicBool,
@@ -83,7 +83,7 @@ impl Driver for Line {
     }
 
     fn broken(&self, why: &Broken) {
-        eprintln!("lguest: the guest's {} device stops until it is reset: {why}", self.kind);
+        self.complaint.say(why);
         self.broken.store(true, Ordering::Release);
         self.raise(CHANGE_INTERRUPT);
     }
@@ -104,7 +104,7 @@ impl VirtioFunction {
         let device = Device::new(model, memory);
         let (space, window) = describe(&device, bar, irq);
         let line = Arc::new(Line {
-            kind: device.kind,
+            complaint: Complaint::about(device.kind),
             irq,
             interrupts,
             enabled: AtomicBool::new(true),

@@ -5,7 +5,7 @@
 
 use crate::disk::{Disk, SECTOR};
 use crate::virtio::chain::Chain;
-use crate::virtio::model::{Kind, Model, Work};
+use crate::virtio::model::{Kind, Model, Version, Work};
 use crate::virtio::queue::{Broken, Rings};
 use std::io;
 
@@ -27,6 +27,10 @@ const READ: u32 = 0;
 const WRITE: u32 = 1;
 const FLUSHES: [u32; 2] = [4, 5];
 const GET_ID: u32 = 8;
+
+/// A request's header: type, priority, sector. The very first drivers had eight bytes more, which meant nothing.
+const HEADER_BYTES: usize = 16;
+const FIRST_HEADER_BYTES: usize = 24;
 
 /// How long a disk's name is.
 const ID_BYTES: usize = 20;
@@ -58,7 +62,12 @@ pub fn block(disk: Box<dyn Disk>) -> Model {
         queues: &QUEUES,
         config,
         config_writes: None,
-        work: Box::new(BlockWork { disk, write_through: true, piece: vec![0; PIECE] }),
+        work: Box::new(BlockWork {
+            disk,
+            write_through: true,
+            header: HEADER_BYTES,
+            piece: vec![0; PIECE],
+        }),
     }
 }
 
@@ -66,12 +75,15 @@ struct BlockWork {
     disk: Box<dyn Disk>,
     /// The driver can't flush, so every write must be durable when it is done.
     write_through: bool,
+    /// How long headers are.
+    header: usize,
     piece: Vec<u8>,
 }
 
 impl Work for BlockWork {
-    fn begin(&mut self, features: u64) {
+    fn begin(&mut self, version: Version, features: u64) {
         self.write_through = features & FLUSH == 0;
+        self.header = if version == Version::First { FIRST_HEADER_BYTES } else { HEADER_BYTES };
     }
 
     fn work(&mut self, rings: &mut Rings) -> Result<(), Broken> {
@@ -94,11 +106,11 @@ impl Work for BlockWork {
 
 impl BlockWork {
     fn serve(&mut self, chain: &mut Chain, rings: &Rings) -> Status {
-        let mut header = [0; 16];
-        if chain.read(&mut header) < header.len() {
+        let mut header = [0; FIRST_HEADER_BYTES];
+        if chain.read(&mut header[..self.header]) < self.header {
             return Status::Failed;
         }
-        let [a, b, c, d, _, _, _, _, sector @ ..] = header;
+        let [a, b, c, d, _, _, _, _, sector @ .., _, _, _, _, _, _, _, _] = header;
         let sector = u64::from_le_bytes(sector);
         let done = match u32::from_le_bytes([a, b, c, d]) {
             READ => self.read(sector, chain, rings),

@@ -7,7 +7,7 @@
 //! `emerg_wr`.
 
 use crate::virtio::chain::Chain;
-use crate::virtio::model::{ConfigWrites, Kind, Model, Work};
+use crate::virtio::model::{ConfigWrites, Kind, Model, Version, Work};
 use crate::virtio::queue::{Broken, Rings};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, read, write};
@@ -71,6 +71,10 @@ impl Console {
 struct Emergency(Arc<Output>);
 
 impl ConfigWrites for Emergency {
+    fn features(&self) -> u64 {
+        EMERGENCY_WRITE
+    }
+
     fn written(&mut self, offset: usize, bytes: &[u8]) {
         if let (EMERGENCY_OFFSET, Some(character)) = (offset, bytes.first()) {
             self.0.write(&[*character], Until::Patience);
@@ -87,7 +91,7 @@ struct ConsoleWork {
 }
 
 impl Work for ConsoleWork {
-    fn begin(&mut self, _features: u64) {
+    fn begin(&mut self, _version: Version, _features: u64) {
         self.buffer = None;
     }
 

@@ -1,7 +1,7 @@
 //! A device on a bus: at rest, or at work.
 
 use crate::virtio::memory::DeviceMemory;
-use crate::virtio::model::{ConfigWrites, Kind, Model, Work};
+use crate::virtio::model::{ConfigWrites, Kind, Model, Version, Work};
 use crate::virtio::queue::{Broken, Calls, Driver, RingSetup, Rings};
 use crate::virtio::worker::Worker;
 use std::io;
@@ -51,6 +51,7 @@ impl Device {
     /// The driver is ready: from here on its rings are served, on another thread.
     pub(crate) fn start(
         &mut self,
+        version: Version,
         features: u64,
         setups: &[Option<RingSetup>],
         driver: Arc<dyn Driver>,
@@ -59,9 +60,13 @@ impl Device {
         let calls = Arc::new(Calls::new()?);
         let rings = Rings::new(&self.memory, setups, features, &driver, &calls)?;
         let mut work = self.work.take().ok_or_else(|| io::Error::other("its thread is lost"))?;
-        work.begin(features);
+        work.begin(version, features);
         self.worker = Some(Worker::start(self.kind, work, rings, driver, calls)?);
         Ok(())
+    }
+
+    pub(crate) fn works(&self) -> bool {
+        self.worker.is_some()
     }
 
     /// The driver has rung. Before it is ready, that means nothing.

@@ -1,6 +1,6 @@
 //! **Chance**: the guest asks for random bytes and gets the host's (section 5.4, Entropy Device).
 
-use crate::virtio::model::{Kind, Model, Work};
+use crate::virtio::model::{Kind, Model, Version, Work};
 use crate::virtio::queue::{Broken, Rings};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -26,7 +26,7 @@ pub fn entropy() -> Model {
 struct EntropyWork;
 
 impl Work for EntropyWork {
-    fn begin(&mut self, _features: u64) {}
+    fn begin(&mut self, _version: Version, _features: u64) {}
 
     fn work(&mut self, rings: &mut Rings) -> Result<(), Broken> {
         while let Some(mut chain) = rings.ring(0).take()? {

@@ -26,9 +26,9 @@ mod worker;
 pub use chain::Chain;
 pub(crate) use device::Device;
 pub use memory::DeviceMemory;
-pub use model::{ConfigWrites, Kind, Model, Work};
+pub use model::{ConfigWrites, Kind, Model, Version, Work};
 pub use queue::{Broken, Ring, Rings};
-pub(crate) use queue::{Driver, RingSetup};
+pub(crate) use queue::{Complaint, Driver, RingSetup};
 
 /// The device's interface is that of the standard's first version, not the legacy one.
 pub const VERSION_1: u64 = 1 << 32;

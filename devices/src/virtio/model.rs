@@ -41,6 +41,17 @@ impl fmt::Display for Kind {
     }
 }
 
+/// Which virtio a driver speaks. The rings are the same in all; what some requests look like is not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Version {
+    /// That of Linux 2.6.24, the first in which there was one.
+    First,
+    /// What the standard calls legacy.
+    Legacy,
+    /// The standard's.
+    One,
+}
+
 /// A device that wants to be put on a bus.
 pub struct Model {
     /// What kind it is.
@@ -65,6 +76,9 @@ impl fmt::Debug for Model {
 
 /// Who is told when a driver writes to a device's configuration.
 pub trait ConfigWrites: Send {
+    /// The features that need it: a bus that doesn't see such writes can't offer them.
+    fn features(&self) -> u64;
+
     /// The driver has written `bytes` at `offset`, which may be anything.
     fn written(&mut self, offset: usize, bytes: &[u8]);
 }
@@ -72,7 +86,7 @@ pub trait ConfigWrites: Send {
 /// What a device does, on its own thread, from when the driver is ready until it resets the device.
 pub trait Work: Send {
     /// A new driver: what was left of the last one's chains is gone. `features` are those both sides know.
-    fn begin(&mut self, features: u64);
+    fn begin(&mut self, version: Version, features: u64);
 
     /// Does whatever can be done now, without waiting for the driver. Called first of all, and whenever the driver has rung or what
     /// [`Work::waits_for`] names has come true; sometimes also for nothing.

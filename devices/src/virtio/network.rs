@@ -4,10 +4,9 @@
 //! empty, but of two lengths.
 
 use crate::network::{LONGEST_FRAME, Network};
-use crate::virtio::VERSION_1;
 use crate::virtio::chain::Chain;
 use crate::virtio::entropy::fill;
-use crate::virtio::model::{Kind, Model, Work};
+use crate::virtio::model::{Kind, Model, Version, Work};
 use crate::virtio::queue::{Broken, Rings};
 use rustix::event::PollFlags;
 use std::io;
@@ -20,9 +19,11 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const QUEUES: [u16; 2] = [256, 256];
 
-/// The header, with how many buffers a frame came in at its end. Legacy drivers know only what is before that.
+/// The header, with how many buffers a frame came in at its end. Legacy drivers know only what is before that, and the very
+/// first ones had no length of a frame's own headers in it either.
 const HEADER: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 const LEGACY_HEADER_BYTES: usize = 10;
+const FIRST_HEADER_BYTES: usize = 8;
 
 /// An Ethernet frame's own header. A shorter frame is none.
 const SHORTEST_FRAME: usize = 14;
@@ -90,8 +91,12 @@ impl Frame {
 }
 
 impl Work for NetworkWork {
-    fn begin(&mut self, features: u64) {
-        self.header = if features & VERSION_1 != 0 { HEADER.len() } else { LEGACY_HEADER_BYTES };
+    fn begin(&mut self, version: Version, _features: u64) {
+        self.header = match version {
+            Version::First => FIRST_HEADER_BYTES,
+            Version::Legacy => LEGACY_HEADER_BYTES,
+            Version::One => HEADER.len(),
+        };
         self.buffer = None;
         self.received.length = None;
         self.to_send.length = None;

@@ -8,12 +8,13 @@
 use crate::virtio::EVENT_IDX;
 use crate::virtio::chain::Chain;
 use crate::virtio::memory::DeviceMemory;
+use crate::virtio::model::Kind;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::write;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -67,6 +68,27 @@ pub(crate) trait Driver: Send + Sync {
 
     /// Tells it that the device does nothing more until it is reset.
     fn broken(&self, why: &Broken);
+}
+
+/// Tells the host's user that a device is broken: the first time, since a guest can do it as often as it likes.
+pub(crate) struct Complaint {
+    about: Kind,
+    once: Once,
+}
+
+impl Complaint {
+    pub(crate) fn about(about: Kind) -> Self {
+        Self { about, once: Once::new() }
+    }
+
+    pub(crate) fn say(&self, why: &Broken) {
+        self.once.call_once(|| {
+            eprintln!(
+                "lguest: the guest's {} device stops until it is reset: {why} (said once)",
+                self.about
+            );
+        });
+    }
 }
 
 /// Where the driver has put a ring.

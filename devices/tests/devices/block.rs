@@ -36,6 +36,14 @@ impl Plate {
         Self { bytes: Arc::new(Mutex::new(bytes)), ..Self::default() }
     }
 
+    pub(crate) fn sector(&self, sector: usize) -> Vec<u8> {
+        self.bytes.lock().unwrap()[512 * sector..][..512].to_vec()
+    }
+
+    pub(crate) fn flushes(&self) -> u32 {
+        *self.flushes.lock().unwrap()
+    }
+
     fn touch(&self, offset: u64, len: usize) -> io::Result<std::ops::Range<usize>> {
         let end = offset + len as u64;
         assert!(offset.is_multiple_of(SECTOR) && end.is_multiple_of(SECTOR));
@@ -155,14 +163,14 @@ fn a_driver_that_cant_flush_needs_not() {
     let mut guest = guest(&plate);
     let queue = &mut guest.start(1, FLUSH)[0];
     assert_eq!(request(&mut guest, queue, 1, 0, &[(DATA, 512, false)]), (0, 1));
-    assert_eq!(*plate.flushes.lock().unwrap(), 0);
+    assert_eq!(plate.flushes(), 0);
     for kind in [4, 5] {
         assert_eq!(request(&mut guest, queue, kind, 0, &[]), (0, 1));
     }
-    assert_eq!(*plate.flushes.lock().unwrap(), 2);
+    assert_eq!(plate.flushes(), 2);
     let queue = &mut guest.start(1, 0)[0];
     assert_eq!(request(&mut guest, queue, 1, 0, &[(DATA, 512, false)]), (0, 1));
-    assert_eq!(*plate.flushes.lock().unwrap(), 3);
+    assert_eq!(plate.flushes(), 3);
 }
 
 #[test]

@@ -218,13 +218,24 @@ impl Queue {
     pub(crate) fn new(memory: &Arc<GuestMemory>, slot: u8, index: u16, event_idx: bool) -> Self {
         let at = 0x1_0000 + 0x4000 * u32::from(slot) + 0x1000 * u32::from(index);
         memory.write(GuestPhys(at), &[0; 0x1000]).unwrap();
+        Self::at(memory, index, 8, (at, at + 0x200, at + 0x400), event_idx)
+    }
+
+    /// A queue whose table, available and used ring are at these addresses.
+    pub(crate) fn at(
+        memory: &Arc<GuestMemory>,
+        index: u16,
+        size: u16,
+        (descriptors, available, used): (u32, u32, u32),
+        event_idx: bool,
+    ) -> Self {
         Self {
             memory: Arc::clone(memory),
             index,
-            size: 8,
-            descriptors: at,
-            available: at + 0x200,
-            used: at + 0x400,
+            size,
+            descriptors,
+            available,
+            used,
             event_idx,
             next_descriptor: 0,
             added: 0,

@@ -5,6 +5,7 @@ mod console;
 mod driver;
 mod entropy;
 mod hostile;
+mod lguest_bus;
 mod network;
 mod pci;
 mod rings;
