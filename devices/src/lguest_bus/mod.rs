@@ -123,6 +123,9 @@ impl LguestBus {
         if usize::from(LINES.saturating_sub(first)) < device.queues.len() {
             return Err(NoRoom::Lines);
         }
+        if u8::try_from(device.config.len()).is_err() {
+            return Err(NoRoom::Descriptors);
+        }
         let mut next_ring = self.next_ring;
         let mut records = Vec::new();
         let mut rings = Vec::new();

@@ -377,14 +377,21 @@ fn other_addresses_are_not_the_buss() {
 
 #[test]
 fn room_is_limited_in_three_ways() {
-    let add = |guest: &mut Guest| loop {
-        if let Err(error) = guest.bus.add(entropy()) {
+    let until_full = |guest: &mut Guest, config: usize| loop {
+        if let Err(error) = guest.bus.add(Model { config: vec![1; config], ..entropy() }) {
             return error;
         }
     };
     let mut full = empty(Format::Records);
-    assert!(matches!(add(&mut full), NoRoom::Rings(_) | NoRoom::Lines));
-    assert!(full.read_list(Format::Records).len() <= 31);
+    assert!(matches!(until_full(&mut full, 0), NoRoom::Lines));
+    assert_eq!(full.read_list(Format::Records).len(), 31);
+    // The list's last byte is its end.
+    for (config, devices) in [(111, 31), (112, 30), (235, 15), (255, 14), (256, 0)] {
+        let mut full = empty(Format::Records);
+        let error = until_full(&mut full, config);
+        assert!(matches!(error, NoRoom::Descriptors) != (config == 111));
+        assert_eq!(full.read_list(Format::Records).len(), devices);
+    }
     // Without memory behind the page, not even one.
     let memory = Arc::new(GuestMemory::new(TOP + 0x2000).unwrap());
     let interrupts = Arc::clone(&full.lines) as Arc<dyn Interrupts>;
