@@ -164,6 +164,8 @@ pub struct Layout {
     pub hcalls: u32,
     /// Words of an entry of the ring.
     pub entry_words: u32,
+    /// Such an entry has its first argument last: registers in the order in which a Host saved them.
+    pub first_argument_last: bool,
     /// As [`LguestData::reserve_mem`].
     pub reserve_mem: u32,
     /// As [`LguestData::guestid`].
@@ -189,6 +191,7 @@ impl Layout {
         hcall_status: offset::HCALL_STATUS,
         hcalls: offset::HCALLS,
         entry_words: 4,
+        first_argument_last: false,
         reserve_mem: offset::RESERVE_MEM,
         guestid: Some(offset::GUESTID),
         tsc_khz: offset::TSC_KHZ,
@@ -214,6 +217,7 @@ impl Layout {
     /// No `guestid`, since devices have addresses of their own; and three things that the Host knew from elsewhere before.
     pub const V2_6_24: Self = Self {
         size: 1136,
+        first_argument_last: true,
         guestid: None,
         tsc_khz: 1112,
         pgdir: Some(1116),
@@ -226,6 +230,7 @@ impl Layout {
     /// With `irq_pending`.
     pub const V2_6_30: Self = Self {
         size: 1140,
+        first_argument_last: false,
         irq_pending: Some(20),
         hcall_status: 24,
         hcalls: 88,

@@ -175,6 +175,9 @@ impl SharedData {
         for (index, word) in (0..words).zip(&mut call) {
             *word = self.word(memory, entry + index * 4);
         }
+        if self.layout.first_argument_last {
+            call[1..words as usize].rotate_right(1);
+        }
         Some(call)
     }
 

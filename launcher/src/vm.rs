@@ -6,12 +6,12 @@
 
 use crate::console::{Console, ConsoleDevice};
 use crate::control::{Control, StopReason, Stopper};
-use crate::devices::{DEVICE_BYTES, DeviceSet, write_descriptors};
+use crate::devices::{DeviceSet, write_descriptors};
 use crate::layout::{Layout, LayoutError};
 use crate::loader::{Generation, Kernel, KernelError, NoGeneration};
 use crate::memory_size::MemorySize;
 use crate::terminal::RawTerminal;
-use crate::virtio_devices::{self, SharedBus, VirtioDevices};
+use crate::virtio_devices::{SharedBus, VirtioDevices, bytes_behind_memory};
 use lguest_abi::generation::DeviceBus;
 use lguest_host::{End, InterruptLines, Kill, Machine, MachineConfig, SetupError, Tracer};
 use lguest_switcher::GuestMemory;
@@ -230,10 +230,9 @@ impl Vm {
             None => None,
         };
         let console = std::mem::take(&mut self.console);
-        if virtio_devices::is_for(self.plan.generation.device_bus()) {
-            self.run_with_virtio(console)
-        } else {
-            self.run_with_dma(console)
+        match self.plan.generation.device_bus() {
+            DeviceBus::Dma => self.run_with_dma(console),
+            bus => self.run_with_virtio(bus, console),
         }
     }
 
@@ -254,12 +253,15 @@ impl Vm {
     }
 
     /// With later ones'.
-    fn run_with_virtio(&mut self, console: Console) -> Result<Ending, RunError> {
+    fn run_with_virtio(&mut self, kind: DeviceBus, console: Console) -> Result<Ending, RunError> {
         let bus = self.plan.bus.clone();
-        let mut devices = VirtioDevices::start(bus, console, Vec::new(), &self.control)
+        let size = self.plan.memory.bytes();
+        let mut devices = VirtioDevices::start(kind, bus, console, Vec::new(), &self.control)
             .map_err(RunError::Input)?;
         loop {
-            devices.plug_in(&self.made.memory, &self.made.lines).map_err(RunError::Devices)?;
+            devices
+                .plug_in(&self.made.memory, size, &self.made.lines)
+                .map_err(RunError::Devices)?;
             let end = self.made.machine.run(devices.supervisor());
             devices.unplug();
             if let Some(error) = devices.failure() {
@@ -297,10 +299,10 @@ impl Vm {
 /// Memory with everything in its place.
 fn guest_memory(plan: &Plan) -> io::Result<GuestMemory> {
     let Plan { memory: size, layout, kernel, initrd, generation, .. } = plan;
-    let with_keys = generation.device_bus() == DeviceBus::Dma;
-    let memory = GuestMemory::new(size.bytes() + if with_keys { DEVICE_BYTES } else { 0 })?;
+    let bus = generation.device_bus();
+    let memory = GuestMemory::new(size.bytes() + bytes_behind_memory(bus))?;
     layout.fill(&memory, kernel, initrd).map_err(io::Error::other)?;
-    if with_keys {
+    if bus == DeviceBus::Dma {
         write_descriptors(&memory, layout.devices()).map_err(io::Error::other)?;
     }
     Ok(memory)

@@ -158,6 +158,12 @@ impl LguestBus {
         Ok(())
     }
 
+    /// Takes the bus apart: its devices, in the order of the list, as they were before they were put there.
+    #[must_use]
+    pub fn into_models(self) -> Vec<Model> {
+        self.slots.into_iter().filter_map(|slot| slot.device.into_model()).collect()
+    }
+
     /// The guest makes NOTIFY. False when there is nothing of the bus at that address.
     pub fn notify(&mut self, at: GuestPhys) -> bool {
         for slot in &mut self.slots {
