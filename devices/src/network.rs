@@ -1,7 +1,24 @@
 //! **Networks**: where a network device's frames go to and come from.
+//!
+//! Three kinds there are, and the command line names one ([`NetworkConfig`], whose file has the grammar):
+//! - **user** ([`user`]): a little network of the guest's own, with a gateway to wherever this process may talk. It needs no
+//!   rights and nothing installed, so it is what somebody in a container wants.
+//! - **tap** ([`tap`]): a network interface of the host's, which an administrator has made.
+//! - **socket** ([`socket`]): frames over a Unix socket, to another guest or another program.
+//!
+//! The last is told first, since it is the shortest: [`tap`] is one descriptor and no thread. The others serve several
+//! descriptors, so a thread does that, and the device holds one end of a [`cable`] whose other end the thread holds.
+
+mod cable;
+mod config;
+pub mod socket;
+pub mod tap;
+pub mod user;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+
+pub use config::{ConfigError, Forward, NetworkConfig, OpenError, Protocol, UserConfig};
 
 /// Bytes of the longest frame: what an Ethernet header, a VLAN tag and 1500 bytes make, and a guest's own idea of a larger
 /// one.

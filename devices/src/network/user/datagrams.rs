@@ -1,0 +1,273 @@
+//! **Datagrams**: the guest's UDP. Each pair of ports that speak is a conversation, with a socket of its own: so an answer, or
+//! "nobody there", finds its way back. Nobody says that a conversation is over; it is when nothing was said for a while.
+
+use super::addresses::{Pair, from_host, on_host};
+use super::echo;
+use super::poller::{Event, Poller, Who};
+use super::resolver::Resolver;
+use super::stack::Stack;
+use smoltcp::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
+
+/// Conversations at a time; a new one makes the one that has been silent longest be forgotten.
+const CONVERSATIONS: usize = 256;
+/// For how long one may be silent (RFC 4787 wants two minutes at least).
+const SILENCE: Duration = Duration::from_secs(120);
+/// Bytes of the longest datagram that fits behind our headers.
+const LONGEST: usize = 65507;
+/// Datagrams taken from one socket before the others have their turn.
+const TURN: usize = 64;
+
+pub(super) struct Datagrams {
+    conversations: HashMap<u64, Conversation>,
+    pairs: HashMap<Pair, u64>,
+    callers: HashMap<(usize, SocketAddr), u64>,
+    /// The number of the next one; none is used twice.
+    next: u64,
+    forwards: Vec<Forward>,
+    buffer: Vec<u8>,
+}
+
+struct Conversation {
+    pair: Pair,
+    way: Way,
+    spoken: Instant,
+    /// Something may have come.
+    ready: bool,
+    /// Bytes of the guest's last datagram.
+    last: usize,
+}
+
+/// How what the guest says goes out.
+enum Way {
+    /// By a socket for this conversation.
+    Own(UdpSocket),
+    /// By the forward's, to whoever called there.
+    Forward(usize, SocketAddr),
+}
+
+/// The host's end of a forward.
+struct Forward {
+    socket: UdpSocket,
+    guest: SocketAddrV4,
+    ready: bool,
+}
+
+impl Datagrams {
+    pub(super) fn new(
+        forwards: Vec<(UdpSocket, SocketAddrV4)>,
+        poller: &Poller,
+    ) -> io::Result<Datagrams> {
+        let mut datagrams = Datagrams {
+            conversations: HashMap::new(),
+            pairs: HashMap::new(),
+            callers: HashMap::new(),
+            next: 0,
+            forwards: Vec::new(),
+            buffer: vec![0; LONGEST],
+        };
+        for (index, (socket, guest)) in forwards.into_iter().enumerate() {
+            poller.watch(&socket, Who::DatagramForward(index as u64))?;
+            datagrams.forwards.push(Forward { socket, guest, ready: false });
+        }
+        Ok(datagrams)
+    }
+
+    /// The guest says something.
+    pub(super) fn said(
+        &mut self,
+        stack: &mut Stack,
+        poller: &Poller,
+        resolver: &mut Resolver,
+        pair: Pair,
+        payload: &[u8],
+    ) {
+        let known = self.pairs.get(&pair).copied();
+        let Some(id) = known.or_else(|| self.begin(stack.now, poller, resolver, pair)) else {
+            return echo::nobody_there(&mut stack.link, &pair, payload.len());
+        };
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        conversation.spoken = stack.now;
+        conversation.last = payload.len();
+        match &conversation.way {
+            Way::Own(socket) => {
+                // What went wrong with the datagram before is said first.
+                if refused(&socket.send(payload)) {
+                    echo::nobody_there(&mut stack.link, &pair, payload.len());
+                    let _ = socket.send(payload);
+                }
+            }
+            Way::Forward(index, caller) => {
+                // As with any datagram, it arrives or it doesn't.
+                let _ = self.forwards[*index].socket.send_to(payload, caller);
+            }
+        }
+    }
+
+    fn begin(
+        &mut self,
+        now: Instant,
+        poller: &Poller,
+        resolver: &mut Resolver,
+        pair: Pair,
+    ) -> Option<u64> {
+        let address = on_host(pair.there, || resolver.address())?;
+        self.make_room();
+        let socket = socket_to(address).ok()?;
+        poller.watch(&socket, Who::Datagrams(self.next)).ok()?;
+        Some(self.insert(pair, Way::Own(socket), now))
+    }
+
+    fn insert(&mut self, pair: Pair, way: Way, now: Instant) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        if let Way::Forward(index, caller) = way {
+            self.callers.insert((index, caller), id);
+        }
+        self.pairs.insert(pair, id);
+        self.conversations
+            .insert(id, Conversation { pair, way, spoken: now, ready: false, last: 0 });
+        id
+    }
+
+    fn forget(&mut self, id: u64) {
+        let Some(conversation) = self.conversations.remove(&id) else { return };
+        self.pairs.remove(&conversation.pair);
+        if let Way::Forward(index, caller) = conversation.way {
+            self.callers.remove(&(index, caller));
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.conversations.len() >= CONVERSATIONS {
+            let silent =
+                self.conversations.iter().min_by_key(|(_, conversation)| conversation.spoken);
+            silent.map(|(id, _)| *id).into_iter().for_each(|id| self.forget(id));
+        }
+    }
+
+    /// Something may have come for a conversation.
+    pub(super) fn event(&mut self, id: u64, event: Event) {
+        if let Some(conversation) = self.conversations.get_mut(&id) {
+            conversation.ready |= event.readable;
+        }
+    }
+
+    /// Somebody may have said something at a forward.
+    pub(super) fn called(&mut self, index: u64, event: Event) {
+        if let Some(forward) =
+            usize::try_from(index).ok().and_then(|index| self.forwards.get_mut(index))
+        {
+            forward.ready |= event.readable;
+        }
+    }
+
+    /// Takes what has come to the guest, as far as there's room, and forgets what was silent too long.
+    pub(super) fn serve(&mut self, stack: &mut Stack) {
+        for conversation in self.conversations.values_mut() {
+            conversation.serve(stack, &mut self.buffer);
+        }
+        for index in 0..self.forwards.len() {
+            self.serve_forward(stack, index);
+        }
+        let over = |conversation: &Conversation| conversation.spoken + SILENCE <= stack.now;
+        let silent: Vec<u64> =
+            self.conversations.iter().filter(|(_, it)| over(it)).map(|(id, _)| *id).collect();
+        silent.into_iter().for_each(|id| self.forget(id));
+    }
+
+    fn serve_forward(&mut self, stack: &mut Stack, index: usize) {
+        for _ in 0..TURN {
+            let Some(forward) = self.forwards.get_mut(index).filter(|forward| forward.ready) else {
+                return;
+            };
+            if !stack.link.has_room() {
+                return;
+            }
+            match forward.socket.recv_from(&mut self.buffer) {
+                Ok((length, caller)) => {
+                    let guest = forward.guest;
+                    self.heard_at_forward(stack, (index, caller), guest, length);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => forward.ready = false,
+                // About something sent before, to somebody who isn't there any more.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn heard_at_forward(
+        &mut self,
+        stack: &mut Stack,
+        caller: (usize, SocketAddr),
+        guest: SocketAddrV4,
+        length: usize,
+    ) {
+        let id = match self.callers.get(&caller) {
+            Some(id) => *id,
+            None => {
+                self.make_room();
+                let Some(pair) = from_host(caller.1, guest, |pair| self.pairs.contains_key(pair))
+                else {
+                    return;
+                };
+                self.insert(pair, Way::Forward(caller.0, caller.1), stack.now)
+            }
+        };
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        conversation.spoken = stack.now;
+        stack.link.datagram(
+            conversation.pair.there,
+            conversation.pair.guest,
+            &self.buffer[..length],
+        );
+    }
+
+    /// When there is something to do.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        if self.forwards.iter().any(|forward| forward.ready) {
+            return Some(now);
+        }
+        let due = |it: &Conversation| if it.ready { now } else { it.spoken + SILENCE };
+        self.conversations.values().map(due).min()
+    }
+}
+
+impl Conversation {
+    fn serve(&mut self, stack: &mut Stack, buffer: &mut [u8]) {
+        let Way::Own(socket) = &self.way else { return };
+        for _ in 0..TURN {
+            if !self.ready || !stack.link.has_room() {
+                return;
+            }
+            match socket.recv(buffer) {
+                Ok(length) => {
+                    self.spoken = stack.now;
+                    stack.link.datagram(self.pair.there, self.pair.guest, &buffer[..length]);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.ready = false,
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                    echo::nobody_there(&mut stack.link, &self.pair, self.last);
+                }
+                // Unreachable for a while, say.
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+fn refused(result: &io::Result<usize>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+fn socket_to(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?,
+        SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?,
+    };
+    socket.connect(address)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
