@@ -1,9 +1,25 @@
 //! **Disks**: what a block device keeps its bytes in.
+//!
+//! The user describes a disk ([`DiskConfig`]), and [`DiskConfig::open`] makes a [`Disk`] of the description.
+
+mod config;
+mod locks;
+mod open;
+mod qcow2;
+mod raw;
+mod snapshot;
+
+pub use config::{ConfigError, DiskConfig, Format, Writes};
+pub use locks::Holder;
+pub use open::OpenError;
 
 use std::io;
 
 /// Bytes of a sector, the unit in which guests count.
 pub const SECTOR: u64 = 512;
+
+/// How many bytes of a disk's name a guest can ask for.
+pub const LONGEST_NAME: usize = 20;
 
 /// A disk. It belongs to one thread, which may wait in any of these.
 ///
@@ -16,7 +32,7 @@ pub trait Disk: Send {
     /// Whether writes are refused.
     fn is_read_only(&self) -> bool;
 
-    /// A name of at most 20 bytes, which the guest can ask for.
+    /// A name of at most [`LONGEST_NAME`] bytes, which the guest can ask for.
     fn name(&self) -> &str;
 
     /// Fills `into` from `offset` on.
