@@ -40,6 +40,8 @@ pub mod vm;
 
 pub use console::Console;
 pub use control::{StopReason, Stopper};
+pub use lguest_devices::disk::DiskConfig;
+pub use lguest_devices::network::NetworkConfig;
 pub use loader::{Generation, Kernel, KernelError, NoGeneration, ReadKernelError};
 pub use memory_size::{MemorySize, MemorySizeError};
 pub use trace::Trace;

@@ -8,11 +8,17 @@ use crate::console::Console;
 use crate::control::Control;
 use crate::input::InputThread;
 use crate::output::Output;
+use crate::vm::BuildError;
 use lguest_abi::generation::DeviceBus;
+use lguest_devices::disk::DiskConfig;
 use lguest_devices::interrupts::Interrupts;
 use lguest_devices::lguest_bus::{Format, LguestBus, early_text};
+use lguest_devices::network::NetworkConfig;
 use lguest_devices::pci::{BAR_BYTES, PciBus};
+use lguest_devices::virtio::block::block;
 use lguest_devices::virtio::console::Console as ConsoleModel;
+use lguest_devices::virtio::entropy::entropy;
+use lguest_devices::virtio::network::{MacAddress, network};
 use lguest_devices::virtio::{DeviceMemory, Model};
 use lguest_host::{Bus, DeviceIo, Devices, GuestMemory, GuestPhys, InterruptLines, Sections, Stop};
 use lguest_switcher::PAGE_SIZE;
@@ -37,6 +43,23 @@ pub(crate) fn bytes_behind_memory(bus: DeviceBus) -> u32 {
         DeviceBus::TaggedVirtio | DeviceBus::Virtio => BUS_BYTES,
         DeviceBus::Pci => 0,
     }
+}
+
+/// The devices that the user asked for, opened, and the one that every guest has.
+pub(crate) fn models(
+    disks: &[DiskConfig],
+    networks: &[NetworkConfig],
+) -> Result<Vec<Model>, BuildError> {
+    let mut models = Vec::new();
+    for disk in disks {
+        models.push(block(disk.open()?));
+    }
+    for config in networks {
+        let address = MacAddress::random().map_err(BuildError::Device)?;
+        models.push(network(config.open()?, address));
+    }
+    models.push(entropy());
+    Ok(models)
 }
 
 /// The devices, and who watches over the guest that has them.

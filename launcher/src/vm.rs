@@ -11,8 +11,11 @@ use crate::layout::{Layout, LayoutError};
 use crate::loader::{Generation, Kernel, KernelError, NoGeneration};
 use crate::memory_size::MemorySize;
 use crate::terminal::RawTerminal;
-use crate::virtio_devices::{SharedBus, VirtioDevices, bytes_behind_memory};
+use crate::virtio_devices::{self, SharedBus, VirtioDevices, bytes_behind_memory};
 use lguest_abi::generation::DeviceBus;
+use lguest_devices::disk::DiskConfig;
+use lguest_devices::network::NetworkConfig;
+use lguest_devices::virtio::Model;
 use lguest_host::{End, InterruptLines, Kill, Machine, MachineConfig, SetupError, Tracer};
 use lguest_switcher::GuestMemory;
 use std::io;
@@ -27,6 +30,8 @@ pub struct VmBuilder {
     kernel: Option<Kernel>,
     arguments: Vec<String>,
     initrd: Vec<u8>,
+    disks: Vec<DiskConfig>,
+    networks: Vec<NetworkConfig>,
     console: Console,
     tracer: Option<Tracer>,
 }
@@ -35,6 +40,8 @@ pub struct VmBuilder {
 pub struct Vm {
     plan: Plan,
     made: Made,
+    /// Its devices, but for the console.
+    models: Vec<Model>,
     console: Console,
     control: Arc<Control>,
 }
@@ -94,6 +101,21 @@ pub enum BuildError {
     /// This machine or system lacks something that the engine needs.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// Such a kernel can't have what was asked for.
+    #[error(
+        "a kernel of generation {0} of lguest's interface can't have disks and networks yet: later ones can, from {later} on",
+        later = Generation::V2_6_24.kernels()
+    )]
+    NoSuchDevices(Generation),
+    /// A disk can't be used.
+    #[error(transparent)]
+    Disk(#[from] lguest_devices::disk::OpenError),
+    /// A network can't be used.
+    #[error(transparent)]
+    Network(#[from] lguest_devices::network::OpenError),
+    /// A device lacks something of the host's.
+    #[error("a device can't be made: {0}")]
+    Device(io::Error),
     /// The host is out of something small.
     #[error("no descriptors for a virtual machine: {0}")]
     NoDescriptors(io::Error),
@@ -145,6 +167,18 @@ impl VmBuilder {
         self
     }
 
+    /// Another disk. The first one is the guest's first, and so on.
+    pub fn disk(mut self, disk: DiskConfig) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Another network card.
+    pub fn network(mut self, network: NetworkConfig) -> Self {
+        self.networks.push(network);
+        self
+    }
+
     /// What its console is bound to.
     pub fn console(mut self, console: Console) -> Self {
         self.console = console;
@@ -178,11 +212,19 @@ impl VmBuilder {
             guest_id: guest_id(),
             bus: SharedBus::default(),
         };
+        let models = if generation.device_bus() == DeviceBus::Dma {
+            if !self.disks.is_empty() || !self.networks.is_empty() {
+                return Err(BuildError::NoSuchDevices(generation));
+            }
+            Vec::new()
+        } else {
+            virtio_devices::models(&self.disks, &self.networks)?
+        };
         let mut made = plan.make()?;
         made.machine.set_tracer(self.tracer);
         let control = Control::new().map_err(|error| BuildError::NoDescriptors(error.into()))?;
         control.attach(made.machine.kicker());
-        Ok(Vm { plan, made, console: self.console, control: Arc::new(control) })
+        Ok(Vm { plan, made, models, console: self.console, control: Arc::new(control) })
     }
 }
 
@@ -256,7 +298,8 @@ impl Vm {
     fn run_with_virtio(&mut self, kind: DeviceBus, console: Console) -> Result<Ending, RunError> {
         let bus = self.plan.bus.clone();
         let size = self.plan.memory.bytes();
-        let mut devices = VirtioDevices::start(kind, bus, console, Vec::new(), &self.control)
+        let models = std::mem::take(&mut self.models);
+        let mut devices = VirtioDevices::start(kind, bus, console, models, &self.control)
             .map_err(RunError::Input)?;
         loop {
             devices

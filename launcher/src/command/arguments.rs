@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use lguest::{Generation, MemorySize};
+use lguest::{DiskConfig, Generation, MemorySize, NetworkConfig};
 use std::path::PathBuf;
 
 /// Boots 32-bit lguest kernels in an ordinary process.
@@ -36,6 +36,22 @@ pub(crate) struct Run {
     /// The guest's first files: usually a cpio archive
     #[arg(short, long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
+
+    /// A disk: an image or a block device [repeatable]
+    ///
+    /// FILE[,ro][,snapshot][,format=raw|qcow2][,backing=FILE]...: `ro` refuses writes, `snapshot` forgets them at the end;
+    /// a comma in a file's name is written twice. For Linux guests, where the first is /dev/vda.
+    #[arg(long, value_name = "FILE[,OPTIONS]")]
+    pub(crate) disk: Vec<DiskConfig>,
+
+    /// A network card, and what it is plugged into [repeatable]
+    ///
+    /// user[,forward=tcp:8080-:80]...: a network of the guest's own, with DHCP, names and a way out; no rights are needed.
+    /// tap=NAME: the host's TAP device.
+    /// socket=PATH: other guests with the same PATH, or QEMU (-netdev stream).
+    /// For Linux guests, where the first is eth0.
+    #[arg(long, value_name = "NETWORK", verbatim_doc_comment)]
+    pub(crate) net: Vec<NetworkConfig>,
 
     /// Write each hypercall, interrupt and trap to this file, a line each
     #[arg(short, long, value_name = "FILE")]
@@ -77,6 +93,8 @@ Examples:
   lguest run --initrd build/initrd.cpio         the same, with programs to run
   printf 'ps\\npoweroff\\n' | lguest run          a script rather than a keyboard
   lguest run --memory 256M vmlinux -- quiet     a kernel of your own, and a word for it
+  lguest run --initrd initrd.cpio.gz --net user bzImage -- console=hvc0
+                                                Linux, built with LGUEST_GUEST, on a network
   lguest inspect vmlinux                        why doesn't it boot?";
 
 const AFTER_RUN: &str = "\

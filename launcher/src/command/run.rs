@@ -33,6 +33,12 @@ pub(crate) fn run(arguments: Run) -> Result<(), Failure> {
         }
         builder = builder.kernel(kernel);
     }
+    for disk in arguments.disk {
+        builder = builder.disk(disk);
+    }
+    for network in arguments.net {
+        builder = builder.network(network);
+    }
     if let Some(path) = &arguments.initrd {
         builder = builder.initrd(fs::read(path).map_err(file_failure("initrd", path))?);
     }
