@@ -79,7 +79,7 @@ pub(crate) struct SharedBus(Arc<Mutex<Option<Plugged>>>);
 
 /// A bus with its devices.
 enum Plugged {
-    Pci(PciBus),
+    Pci(Box<PciBus>),
     /// Texts that kernels print early go the shortest way.
     Lguest(LguestBus, Option<Output>),
 }
@@ -147,7 +147,7 @@ impl VirtioDevices {
         let mapped = DeviceMemory::new(memory)?;
         let models = self.models.drain(..);
         let plugged = match self.kind {
-            DeviceBus::Pci => Plugged::Pci(pci(models, mapped, size, interrupts)?),
+            DeviceBus::Pci => Plugged::Pci(Box::new(pci(models, mapped, size, interrupts)?)),
             kind => {
                 let fields = kind == DeviceBus::TaggedVirtio;
                 let format = if fields { Format::Fields } else { Format::Records };
