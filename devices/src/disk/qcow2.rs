@@ -63,9 +63,7 @@ impl Layers<'_> {
         let broken = |source| OpenError::Qcow2 { file: path.clone(), source };
         let header = Header::read(&image).map_err(broken)?;
         // To be writable, an image is changed as it is opened. One that we refuse, we leave as it is.
-        let attempt =
-            Qcow2::<ImageFile>::open_image(storage(&image, false).map_err(broken)?, false)
-                .map_err(broken)?;
+        let attempt = open_image(&image, false).map_err(broken)?;
         if attempt.requires_external_data_file() {
             let why = "its data is in another file, which isn't supported (`qemu-img convert` makes one file of the two)";
             return Err(broken(io::Error::new(ErrorKind::Unsupported, why)));
@@ -81,8 +79,7 @@ impl Layers<'_> {
         let writable = image.is_writable();
         let mut qcow2 = if writable {
             mend(&image.file, &header).map_err(broken)?;
-            Qcow2::<ImageFile>::open_image(storage(&image, true).map_err(broken)?, true)
-                .map_err(broken)?
+            open_image(&image, true).map_err(broken)?
         } else {
             attempt
         };
@@ -142,23 +139,35 @@ fn storage(image: &Image, writable: bool) -> io::Result<ImageFile> {
     ImageFile::from_open_file(image.file.try_clone()?, StorageOpenOptions::new().write(writable))
 }
 
+/// Opens the image alone, without what it is built upon.
+fn open_image(image: &Image, writable: bool) -> io::Result<Qcow2<ImageFile>> {
+    let file = storage(image, writable)?;
+    undeceived(|| Qcow2::open_image(file, writable)).unwrap_or_else(|| Err(contradiction()))
+}
+
+/// Does something to an image. `imago` doesn't doubt all that an image says of itself, and panics when it finds the
+/// contradiction: then there is nothing.
+fn undeceived<T>(act: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(act)).ok()
+}
+
+fn contradiction() -> io::Error {
+    invalid("the qcow2 image contradicts itself")
+}
+
 impl Qcow2Disk {
-    /// Does something to the image. `imago` doesn't doubt all that an image says of itself, and panics when it finds the
-    /// contradiction. Then its tables are half changed: they are never stored, and the disk is no more.
+    /// Does something to the image. If it turns out to be a trap, its tables are half changed: they are never stored, and the
+    /// disk is no more.
     fn guarded(
         &mut self,
         act: impl FnOnce(&FormatAccess<ImageFile>) -> io::Result<()>,
     ) -> io::Result<()> {
         let Some(access) = &self.access else { return Err(contradiction()) };
-        catch_unwind(AssertUnwindSafe(|| act(access))).unwrap_or_else(|_| {
+        undeceived(|| act(access)).unwrap_or_else(|| {
             mem::forget(self.access.take());
             Err(contradiction())
         })
     }
-}
-
-fn contradiction() -> io::Error {
-    invalid("the qcow2 image contradicts itself; `qemu-img check` tells more")
 }
 
 impl Drop for Qcow2Disk {

@@ -90,6 +90,15 @@ fn an_image_whose_header_has_no_reference_count_is_refused() {
     comes_to_an_end(&image);
 }
 
+#[test]
+fn an_image_whose_table_of_names_ends_inside_a_name_is_refused() {
+    let mut image = honest(512);
+    // The only one of the header's extensions, of which each name has 48 bytes.
+    assert_eq!(image[104..108], 0x6803_f857_u32.to_be_bytes());
+    image[108..112].copy_from_slice(&49u32.to_be_bytes());
+    comes_to_an_end(&image);
+}
+
 /// Its reference counts have one bit each, and the first two parts of them, where all are used, are in the same place, and so
 /// are the next two, where none is. When there must be more of them, each bit of these is counted up twice.
 fn contradiction() -> Vec<u8> {
