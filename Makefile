@@ -5,6 +5,8 @@
 #   make test       runs every test, examples in the documentation included
 #   make test-long  holds translator and processor against other processors, each time from a new seed (LONG_SECONDS each)
 #   make bench      prints how fast it is, beside the same thing done natively
+#   make bench-linux
+#                   the same for Linux guests, beside QEMU's emulation: LGUEST_LINUX_KERNELS names the kernels
 #   make docs       the API documentation, and the book where mdbook is installed
 #   make fuzz       throws random input at what reads a guest's or a user's bytes (FUZZ_SECONDS each);
 #                   fuzz/README.md tells how a fuzzer does that
@@ -20,7 +22,7 @@ TARGET       := $(or $(CARGO_TARGET_DIR),target)
 LGUEST := $(TARGET)/release/lguest
 INITRD := build/initrd.cpio
 
-.PHONY: all run test test-long bench docs fuzz check setup test-setup guest initrd command clean
+.PHONY: all run test test-long bench bench-linux docs fuzz check setup test-setup guest initrd command clean
 
 all: command
 
@@ -57,6 +59,9 @@ test-long: test-setup
 
 bench: guest initrd
 	@$(CARGO) bench --package lguest --bench first_light
+
+bench-linux: guest setup
+	@$(CARGO) bench --package lguest --bench linux
 
 docs: guest test-setup
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items

@@ -476,8 +476,6 @@ impl Vcpu {
         if stale.is_empty() {
             return resume;
         }
-        // An operand in the buffer is fetched again.
-        self.bounce = None;
         Resume::Eip
     }
 

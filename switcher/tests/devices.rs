@@ -3,21 +3,28 @@
 mod guest;
 
 use guest::{DeviceAccess, Guest, MEMORY, Page};
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use lguest_switcher::{Gpr, PAGE_SIZE};
+use lguest_switcher::{Exit, Gpr, PAGE_SIZE};
 
 /// Where the kernel sees the device's page.
 const REGISTERS: u32 = 0xc070_0000;
 /// Where it lies in physical memory.
 const PHYS: u32 = MEMORY + 0x10_0000;
 
-/// A kernel that has the device mapped, run to its end twice: what was learned at the first time makes no difference.
-fn accesses(
-    program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
-) -> (Guest, Vec<DeviceAccess>) {
+/// A kernel that has the device mapped.
+fn with_device(program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Guest {
     let mut guest = Guest::kernel(&program);
     let page = Page { frame: PHYS / PAGE_SIZE, writable: true, user: false };
     guest.tables.pages.insert(REGISTERS / PAGE_SIZE, page);
+    guest
+}
+
+/// Such a kernel, run to its end twice: what was learned at the first time makes no difference.
+fn accesses(
+    program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> (Guest, Vec<DeviceAccess>) {
+    let mut guest = with_device(program);
     guest.finish();
     let first = std::mem::take(&mut guest.tables.device_accesses);
     guest.start_kernel(guest::KERNEL);
@@ -26,8 +33,6 @@ fn accesses(
     assert_eq!(first, second);
     (guest, first)
 }
-
-use iced_x86::IcedError;
 
 fn read(offset: u32, bytes: usize) -> DeviceAccess {
     DeviceAccess::Read(PHYS + offset, bytes)
@@ -50,6 +55,27 @@ fn loads_read_once_and_as_wide_as_they_are() {
     let [a, b, d] = [Gpr::Eax, Gpr::Ebx, Gpr::Edx].map(|register| guest.gpr(register));
     assert_eq!((a, b, d), (0x1312_1110, 0x2322, 0x4746_4544));
     assert_eq!(guest.gpr(Gpr::Ecx) & 0xff, 0x33);
+}
+
+/// A device may forget what it told: who is called back meanwhile takes the answer along.
+#[test]
+fn a_kick_in_the_middle_of_a_load_comes_behind_it() {
+    for read in [false, true] {
+        let mut guest = with_device(|a| {
+            a.mov(eax, dword_ptr(REGISTERS + 0x10))?;
+            if read { a.add(eax, dword_ptr(REGISTERS + 0x20)) } else { a.nop() }
+        });
+        guest.tables.kicker = Some(guest.vcpu.kicker());
+        let reads = 1 + usize::from(read);
+        for n in 1..=reads {
+            assert_eq!(guest.run(), Exit::Kicked);
+            assert_eq!(guest.tables.device_accesses.len(), n, "once each");
+        }
+        guest.finish();
+        assert_eq!(guest.tables.device_accesses.len(), reads);
+        let sum = 0x1312_1110u32.wrapping_add(if read { 0x2322_2120 } else { 0 });
+        assert_eq!(guest.gpr(Gpr::Eax), sum);
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 /// Runs translated code from cache offset `at` until it leaves, and says why it did. The frame holds the
 /// addresses of the world that the code at `at` was translated for.
 ///
-/// [`Reason::Kicked`] comes without anything having run when a kick is waiting.
+/// [`Reason::Kicked`] comes without anything having run when a kick is waiting, unless `undisturbed`.
 pub(crate) fn run(
     frame: &mut Frame,
     cache: &mut CodeCache,
@@ -25,6 +25,7 @@ pub(crate) fn run(
     kick: &Kick,
     alarm: &Alarm,
     at: u32,
+    undisturbed: bool,
 ) -> Reason {
     debug_assert!(at < cache.bytes() && frame.code == cache.base());
     let entry = if cache.take_written() { Entry::Serialize } else { Entry::Jump };
@@ -39,7 +40,7 @@ pub(crate) fn run(
     compiler_fence(Ordering::SeqCst);
     // A kick before this point has set its flag and found nothing running here; one after it
     // finds the frame.
-    if kick.is_kicked() {
+    if !undisturbed && kick.is_kicked() {
         return Reason::Kicked;
     }
     // SAFETY: the frame is set up as the comment of this file says; `current` tells the signal

@@ -44,7 +44,7 @@ impl Vcpu {
         let body = self.cpu.frame.detail;
         let instruction = self.instruction(env)?;
         self.prepare_bounce(env, &instruction).map_err(Exit::Exception)?;
-        Ok(Resume::At(body))
+        Ok(Resume::Halfway(body))
     }
 
     fn prepare_bounce(

@@ -20,6 +20,9 @@ pub(super) enum Resume {
     Eip,
     /// At this cache offset: eip is right, but the code there relies on what was done before.
     At(u32),
+    /// At this cache offset, where an instruction's operand is in the buffer. It is finished whatever else there is to do: a
+    /// device that the operand came from may not give it a second time.
+    Halfway(u32),
     /// At the code for eip; and a jump, whose displacement is at this cache offset, may go there by
     /// itself from now on, if no code is dropped meanwhile.
     Link { site: u32, drops: u64 },
@@ -39,7 +42,8 @@ impl Vcpu {
         self.last_fault = None;
         let mut resume = self.begin();
         loop {
-            if self.memory.code_writes() != self.seen_writes {
+            let between_instructions = !matches!(resume, Resume::Halfway(_));
+            if between_instructions && self.memory.code_writes() != self.seen_writes {
                 resume = self.drop_written_code(resume);
             }
             match self.advance(env, resume) {
@@ -51,8 +55,9 @@ impl Vcpu {
 
     /// Runs translated code once, and deals with what it leaves for.
     fn advance(&mut self, env: &mut dyn Environment, resume: Resume) -> Result<Resume, Exit> {
+        let undisturbed = matches!(resume, Resume::Halfway(_));
         let at = match resume {
-            Resume::At(at) => at,
+            Resume::At(at) | Resume::Halfway(at) => at,
             _ => {
                 let target = self.dispatch(env)?;
                 self.link(resume, target);
@@ -67,6 +72,7 @@ impl Vcpu {
             &self.kick,
             &self.alarm,
             at,
+            undisturbed,
         );
         let detail = frame.detail;
         if reason != Reason::Kicked {

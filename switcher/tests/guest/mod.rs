@@ -10,8 +10,8 @@ pub(crate) mod breakpoints;
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 use lguest_switcher::{
-    Access, Config, Environment, Exception, Exit, Gpr, GuestMemory, GuestPhys, GuestVirt, Mapping,
-    PAGE_SIZE, PageFault, Segment, SegmentRegister, Vcpu,
+    Access, Config, Environment, Exception, Exit, Gpr, GuestMemory, GuestPhys, GuestVirt, Kicker,
+    Mapping, PAGE_SIZE, PageFault, Segment, SegmentRegister, Vcpu,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,6 +54,8 @@ pub(crate) struct Tables {
     pub(crate) run: u32,
     /// What was done beyond memory.
     pub(crate) device_accesses: Vec<DeviceAccess>,
+    /// Called back from each read there.
+    pub(crate) kicker: Option<Kicker>,
 }
 
 /// An access where there is no memory. What is read there is the low byte of each address.
@@ -91,6 +93,9 @@ impl Environment for Tables {
 
     fn read_device(&mut self, at: GuestPhys, into: &mut [u8]) {
         self.device_accesses.push(DeviceAccess::Read(at.0, into.len()));
+        if let Some(kicker) = &self.kicker {
+            kicker.kick();
+        }
         for (byte, at) in into.iter_mut().zip(at.0..) {
             *byte = at as u8;
         }

@@ -31,7 +31,7 @@ impl Machine {
     }
 
     fn run(&mut self, at: u32) -> Reason {
-        run(&mut self.frame, &mut self.cache, &self.map, &self.kick, &self.alarm, at)
+        run(&mut self.frame, &mut self.cache, &self.map, &self.kick, &self.alarm, at, false)
     }
 
     fn points(&mut self, points: &[(u32, u32)]) {
