@@ -6,8 +6,8 @@
 //! - **tap** ([`tap`]): a network interface of the host's, which an administrator has made.
 //! - **socket** ([`socket`]): frames over a Unix socket, to another guest or another program.
 //!
-//! The last is told first, since it is the shortest: [`tap`] is one descriptor and no thread. The others serve several
-//! descriptors, so a thread does that, and the device holds one end of a [`cable`] whose other end the thread holds.
+//! [`tap`] is one descriptor and no thread. The other two serve several descriptors, so a thread does that, and the device
+//! holds one end of a `cable` whose other end the thread holds.
 
 mod cable;
 mod config;

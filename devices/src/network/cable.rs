@@ -60,6 +60,8 @@ impl End {
             match rustix::net::send(&self.0, frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(_) => return Ok(true),
                 Err(Errno::AGAIN | Errno::NOBUFS) => return Ok(false),
+                // Longer than this system's buffers ever have room for.
+                Err(Errno::MSGSIZE) => return Ok(true),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -1,7 +1,7 @@
 //! **The socket network**: a cable to another guest, or to another program, through a Unix socket's path.
 //!
-//! Two guests that are given the same path find each other, whichever comes first ([`meeting`]). Between them, frames go as
-//! QEMU's `-netdev stream` and passt write them ([`framing`]), so either of those can be the other end as well. It may come
+//! Two guests that are given the same path find each other, whichever comes first (`meeting`). Between them, frames go as
+//! QEMU's `-netdev stream` and passt write them (`framing`), so either of those can be the other end as well. It may come
 //! and go: what is sent while nobody is there is lost, as with a cable that's not plugged in.
 //!
 //! A thread does this, since there are several descriptors: the device's cable, the connection, and a listener.

@@ -6,9 +6,9 @@
 use super::{LONGEST_FRAME, Network, cable};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 /// Bytes of the longest name of an interface: IFNAMSIZ less the zero that ends it.
@@ -28,15 +28,23 @@ pub enum TapError {
         /// Its name.
         name: String,
     },
-    /// This user may not use any, or not this one.
+    /// This user may not use any.
     #[error(
-        "tap {name}: no permission ({source}): `sudo ip tuntap add dev {name} mode tap user $USER` would make one of yours"
+        "tap {name}: can't open {CLONE}: {source}: whoever runs this needs to read and write it"
     )]
-    Permission {
+    Clone {
         /// Its name.
         name: String,
         /// What the system said.
         source: io::Error,
+    },
+    /// This user may not use this one.
+    #[error(
+        "tap {name}: it isn't this user's: `sudo ip link del {name} && sudo ip tuntap add dev {name} mode tap user $USER` would make it so"
+    )]
+    Permission {
+        /// Its name.
+        name: String,
     },
     /// There is no such interface.
     #[error(
@@ -74,8 +82,18 @@ pub enum TapError {
 /// It can't be had; the error says what would help.
 pub fn open(name: &str) -> Result<Box<dyn Network>, TapError> {
     let name = name.to_owned();
-    if !Path::new(CLONE).exists() {
-        return Err(TapError::NoClone { name });
+    match OpenOptions::new().read(true).write(true).open(CLONE) {
+        Ok(_) => {}
+        // In turn: no such file, and one that no driver is behind.
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::NOENT | Errno::NXIO | Errno::NODEV)
+            ) =>
+        {
+            return Err(TapError::NoClone { name });
+        }
+        Err(source) => return Err(TapError::Clone { name, source }),
     }
     // Asking for one that isn't there makes it, for who has the right; then it would be gone with this process, and until
     // then have no address. So it is looked for first.
@@ -113,10 +131,9 @@ fn exists(name: &str) -> io::Result<bool> {
 
 fn why(name: String, source: io::Error) -> TapError {
     match Errno::from_io_error(&source) {
-        Some(Errno::ACCESS | Errno::PERM) => TapError::Permission { name, source },
+        Some(Errno::ACCESS | Errno::PERM) => TapError::Permission { name },
         Some(Errno::BUSY) => TapError::Busy { name },
         Some(Errno::INVAL) => TapError::OtherKind { name },
-        Some(Errno::NOENT | Errno::NXIO | Errno::NODEV) => TapError::NoClone { name },
         _ => TapError::Other { name, source },
     }
 }

@@ -6,6 +6,7 @@ use super::echo;
 use super::poller::{Event, Poller, Who};
 use super::resolver::Resolver;
 use super::stack::Stack;
+use super::streams::LATER;
 use smoltcp::time::{Duration, Instant};
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -52,7 +53,8 @@ enum Way {
 struct Forward {
     socket: UdpSocket,
     guest: SocketAddrV4,
-    ready: bool,
+    /// Something may have come, and should be looked at then.
+    due: Option<Instant>,
 }
 
 impl Datagrams {
@@ -70,7 +72,7 @@ impl Datagrams {
         };
         for (index, (socket, guest)) in forwards.into_iter().enumerate() {
             poller.watch(&socket, Who::DatagramForward(index as u64))?;
-            datagrams.forwards.push(Forward { socket, guest, ready: false });
+            datagrams.forwards.push(Forward { socket, guest, due: None });
         }
         Ok(datagrams)
     }
@@ -156,11 +158,11 @@ impl Datagrams {
     }
 
     /// Somebody may have said something at a forward.
-    pub(super) fn called(&mut self, index: u64, event: Event) {
+    pub(super) fn called(&mut self, index: u64, now: Instant) {
         if let Some(forward) =
             usize::try_from(index).ok().and_then(|index| self.forwards.get_mut(index))
         {
-            forward.ready |= event.readable;
+            forward.due = Some(now);
         }
     }
 
@@ -180,10 +182,13 @@ impl Datagrams {
 
     fn serve_forward(&mut self, stack: &mut Stack, index: usize) {
         for _ in 0..TURN {
-            let Some(forward) = self.forwards.get_mut(index).filter(|forward| forward.ready) else {
+            let forward = &mut self.forwards[index];
+            if forward.due.is_none_or(|due| due > stack.now) || !stack.link.has_room() {
                 return;
-            };
-            if !stack.link.has_room() {
+            }
+            // What is said to a guest that isn't up yet is kept where it is, as far as there's room.
+            if !stack.link.finds(*forward.guest.ip()) {
+                forward.due = Some(stack.now + LATER);
                 return;
             }
             match forward.socket.recv_from(&mut self.buffer) {
@@ -191,7 +196,7 @@ impl Datagrams {
                     let guest = forward.guest;
                     self.heard_at_forward(stack, (index, caller), guest, length);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => forward.ready = false,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => forward.due = None,
                 // About something sent before, to somebody who isn't there any more.
                 Err(_) => {}
             }
@@ -227,11 +232,9 @@ impl Datagrams {
 
     /// When there is something to do.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        if self.forwards.iter().any(|forward| forward.ready) {
-            return Some(now);
-        }
         let due = |it: &Conversation| if it.ready { now } else { it.spoken + SILENCE };
-        self.conversations.values().map(due).min()
+        let forwards = self.forwards.iter().filter_map(|forward| forward.due);
+        self.conversations.values().map(due).chain(forwards).min()
     }
 }
 

@@ -11,6 +11,9 @@ use smoltcp::wire::{
 };
 use std::net::Ipv4Addr;
 
+/// Bytes of a message that bad news about it repeat (RFC 1812, 4.3.2.3: the whole is to be no longer than 576).
+const QUOTED: usize = 576 - 20 - 8 - 20;
+
 /// Answers what came for `to`.
 pub(super) fn answer(link: &mut Link, from: Ipv4Addr, to: Ipv4Addr, message: &[u8]) {
     let Ok(packet) = Icmpv4Packet::new_checked(message) else { return };
@@ -22,9 +25,8 @@ pub(super) fn answer(link: &mut Link, from: Ipv4Addr, to: Ipv4Addr, message: &[u
     if is_ours(to) {
         say(link, to, from, &Icmpv4Repr::EchoReply { ident, seq_no, data });
     } else if !is_for_many(to) {
-        // The start of what it's about, by which the sender recognizes it.
         let header = quoted(from, to, IpProtocol::Icmp, message.len());
-        let data = &message[..message.len().min(UDP_HEADER_LEN)];
+        let data = &message[..message.len().min(QUOTED)];
         let reason = Icmpv4DstUnreachable::CommProhibited;
         say(
             link,

@@ -165,6 +165,15 @@ impl Link {
         }
     }
 
+    /// Whether a neighbour is known. If not, it is asked for, and will be later if it's there.
+    pub(super) fn finds(&mut self, address: Ipv4Addr) -> bool {
+        let known = self.neighbours.contains_key(&address);
+        if !known {
+            self.ask_for(address);
+        }
+        known
+    }
+
     fn say(
         &mut self,
         operation: ArpOperation,

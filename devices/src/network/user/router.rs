@@ -15,8 +15,8 @@ use super::{Forwards, dhcp, echo};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv4Repr, TcpPacket,
-    UdpPacket, UdpRepr,
+    EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket, UdpPacket,
+    UdpRepr,
 };
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -83,7 +83,7 @@ impl Router {
             Who::Stream(id) => streams.event(stack, id, event),
             Who::Datagrams(id) => datagrams.event(id, event),
             Who::StreamForward(index) => streams.called(index, stack.now),
-            Who::DatagramForward(index) => datagrams.called(index, event),
+            Who::DatagramForward(index) => datagrams.called(index, stack.now),
         })?;
         if link_writable {
             stack.link.flush();
@@ -136,22 +136,25 @@ impl Router {
 
     fn packet(&mut self, bytes: &[u8], hardware: EthernetAddress) {
         let Ok(packet) = Ipv4Packet::new_checked(bytes) else { return };
-        let Ok(header) = Ipv4Repr::parse(&packet, &ChecksumCapabilities::default()) else { return };
-        if !is_guests(header.src_addr) && !header.src_addr.is_unspecified() {
+        if packet.version() != 4 || !packet.verify_checksum() {
             return;
         }
-        self.stack.link.met(header.src_addr, hardware);
-        if header.next_header == IpProtocol::Tcp {
+        let from = packet.src_addr();
+        if !is_guests(from) && !from.is_unspecified() {
+            return;
+        }
+        self.stack.link.met(from, hardware);
+        if packet.next_header() == IpProtocol::Tcp {
             let whole = !Fragments::is_piece(&packet);
-            if whole && is_guests(header.src_addr) {
+            if whole && is_guests(from) {
                 self.segment(&bytes[..usize::from(packet.total_len())], &packet);
             }
         } else if Fragments::is_piece(&packet) {
             if let Some(whole) = self.fragments.lay(&packet, self.stack.now) {
-                self.payload(&header, &whole);
+                self.payload(&packet, &whole);
             }
         } else {
-            self.payload(&header, packet.payload());
+            self.payload(&packet, packet.payload());
         }
     }
 
@@ -178,19 +181,20 @@ impl Router {
         );
     }
 
-    fn payload(&mut self, header: &Ipv4Repr, payload: &[u8]) {
-        match header.next_header {
-            IpProtocol::Udp => self.datagram(header, payload),
-            IpProtocol::Icmp if is_guests(header.src_addr) => {
-                echo::answer(&mut self.stack.link, header.src_addr, header.dst_addr, payload);
+    /// What was in `packet`, or in the pieces of which it was the last to come.
+    fn payload(&mut self, packet: &Ipv4Packet<&[u8]>, payload: &[u8]) {
+        let (from, to) = (packet.src_addr(), packet.dst_addr());
+        match packet.next_header() {
+            IpProtocol::Udp => self.datagram(from, to, payload),
+            IpProtocol::Icmp if is_guests(from) => {
+                echo::answer(&mut self.stack.link, from, to, payload)
             }
             _ => {}
         }
     }
 
-    fn datagram(&mut self, header: &Ipv4Repr, payload: &[u8]) {
+    fn datagram(&mut self, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) {
         let Ok(datagram) = UdpPacket::new_checked(payload) else { return };
-        let (from, to) = (header.src_addr, header.dst_addr);
         let Ok(ports) =
             UdpRepr::parse(&datagram, &from.into(), &to.into(), &ChecksumCapabilities::default())
         else {

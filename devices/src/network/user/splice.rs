@@ -95,9 +95,11 @@ impl Splice {
         }
     }
 
-    /// Whether it still waits for the other side's first answer.
+    /// Whether it may still come to nothing: one of the two sides hasn't answered, or the guest hasn't heard.
     pub(super) fn is_calling(&self) -> bool {
-        matches!(self.guest, Guest::Calling { .. })
+        let Guest::Speaking { sockets, handle } = &self.guest else { return true };
+        let state = sockets.get::<Socket<'_>>(*handle).state();
+        matches!(state, State::SynSent | State::SynReceived)
     }
 
     /// A packet of the guest's has come.
@@ -191,6 +193,8 @@ impl Splice {
         let Guest::Speaking { sockets, handle } = &self.guest else { return Fate::GoesOn };
         match sockets.get::<Socket<'_>>(*handle).state() {
             State::Closed if !self.guest_finishing => Fate::Broken,
+            // The guest broke off before it heard our answer. The socket waits for another call, which nobody would find it for.
+            State::Listen => Fate::Broken,
             State::Closed if self.guest_finished => Fate::Ended,
             // smoltcp would wait a while, for packets that took a longer way. There is one way here. But our last answer must
             // have gone: without it the guest says its goodbye again, to nobody.

@@ -16,8 +16,8 @@ use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 /// Connections at a time. Each has a descriptor of this process, of which there may be a thousand, and two buffers.
 const STREAMS: usize = 256;
 
-/// When to try again what the system had no means for.
-const LATER: Duration = Duration::from_secs(1);
+/// When to try again what the system had no means for, or a guest that isn't up yet.
+pub(super) const LATER: Duration = Duration::from_millis(250);
 
 pub(super) struct Streams {
     splices: HashMap<u64, Splice>,
@@ -102,11 +102,15 @@ impl Streams {
         }
     }
 
-    /// Lets in who waits at the forwards, as far as there's room. The others wait in the kernel.
+    /// Lets in who waits at the forwards, as far as there's room, and a guest. The others wait in the kernel.
     pub(super) fn let_in(&mut self, stack: &mut Stack, poller: &Poller) {
         for index in 0..self.forwards.len() {
             while self.forwards[index].due.is_some_and(|due| due <= stack.now) && self.has_room() {
                 let forward = &mut self.forwards[index];
+                if !stack.link.finds(*forward.guest.ip()) {
+                    forward.due = Some(stack.now + LATER);
+                    break;
+                }
                 match forward.listener.accept() {
                     Ok((host, caller)) => {
                         let guest = forward.guest;
@@ -132,8 +136,10 @@ impl Streams {
         let Some(pair) = from_host(caller, guest, |pair| self.pairs.contains_key(pair)) else {
             return;
         };
-        let ready =
-            host.set_nonblocking(true).and_then(|()| poller.watch(&host, Who::Stream(self.next)));
+        let ready = host
+            .set_nonblocking(true)
+            .and_then(|()| host.set_nodelay(true))
+            .and_then(|()| poller.watch(&host, Who::Stream(self.next)));
         if let (Ok(()), Ok(splice)) = (ready, Splice::called(pair, host, stack)) {
             self.insert(splice);
         }
@@ -179,7 +185,7 @@ impl Streams {
     }
 
     /// Drops the call that has waited longest for an answer. A guest that calls everywhere where nobody is must not find that
-    /// it can call nobody.
+    /// it can call nobody; nor one that is called where it doesn't answer.
     fn make_room(&mut self) -> bool {
         let oldest =
             self.splices.iter().filter(|(_, splice)| splice.is_calling()).map(|(id, _)| *id).min();
