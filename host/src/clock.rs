@@ -67,7 +67,9 @@ impl Clock {
 
     /// The alarm may have rung, or will soon: looks at the time, and gives the interrupt that is due.
     pub(crate) fn tick(&mut self) -> Option<u8> {
-        self.next()?;
+        if self.next().or(self.armed).is_none() {
+            return None;
+        }
         let now = Instant::now();
         let due = |then: &mut Option<Instant>| then.take_if(|then| *then <= now).is_some();
         due(&mut self.recheck);
@@ -136,4 +138,33 @@ fn stamp() -> (Instant, u64) {
     };
     let best = (0..5).map(|_| once()).min_by_key(|(width, ..)| *width);
     best.map_or_else(|| (Instant::now(), 0), |(_, now, cycles)| (now, cycles))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An alarm that rings when nothing is due any more is over, too: the next event needs another one.
+    #[test]
+    fn an_alarm_that_rang_for_nothing_is_not_counted_on() {
+        let mut clock = Clock::default();
+        clock.recheck_after(Duration::from_nanos(1));
+        assert!(clock.alarm().is_some());
+        clock.no_recheck();
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(clock.tick(), None);
+        clock.set_event(1_000_000);
+        assert!(clock.alarm().is_some());
+    }
+
+    #[test]
+    fn an_alarm_that_rings_early_enough_is_left_alone() {
+        let mut clock = Clock::default();
+        clock.set_event(100_000_000);
+        assert!(clock.alarm().is_some());
+        clock.set_event(200_000_000);
+        assert_eq!(clock.alarm(), None, "it rings before, and is set anew then");
+        clock.set_event(50_000_000);
+        assert!(clock.alarm().is_some());
+    }
 }
