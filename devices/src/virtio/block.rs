@@ -98,7 +98,6 @@ impl Work for BlockWork {
             chain.skip_to_last(1);
             chain.write(&[status as u8]);
             rings.ring(0).give_back(&chain)?;
-            rings.ring(0).tell()?;
         }
         Ok(())
     }

@@ -117,7 +117,6 @@ impl ConsoleWork {
                 }
             }
             rings.ring(TRANSMIT).give_back(&chain)?;
-            rings.ring(TRANSMIT).tell()?;
         }
         Ok(())
     }
@@ -136,7 +135,6 @@ impl ConsoleWork {
             };
             chain.write(&bytes[..now]);
             rings.ring(RECEIVE).give_back(&chain)?;
-            rings.ring(RECEIVE).tell()?;
         }
         Ok(())
     }

@@ -56,7 +56,6 @@ impl Device {
         setups: &[Option<RingSetup>],
         driver: Arc<dyn Driver>,
     ) -> Result<(), Broken> {
-        self.reset();
         let calls = Arc::new(Calls::new()?);
         let rings = Rings::new(&self.memory, setups, features, &driver, &calls)?;
         let mut work = self.work.take().ok_or_else(|| io::Error::other("its thread is lost"))?;

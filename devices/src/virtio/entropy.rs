@@ -35,7 +35,6 @@ impl Work for EntropyWork {
             fill(&mut bytes[..room]).map_err(std::io::Error::from)?;
             chain.write(&bytes[..room]);
             rings.ring(0).give_back(&chain)?;
-            rings.ring(0).tell()?;
         }
         Ok(())
     }

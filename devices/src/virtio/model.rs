@@ -85,7 +85,7 @@ pub trait ConfigWrites: Send {
 
 /// What a device does, on its own thread, from when the driver is ready until it resets the device.
 pub trait Work: Send {
-    /// A new driver: what was left of the last one's chains is gone. `features` are those both sides know.
+    /// A new driver: chains that were kept are gone. `features` are those both sides know.
     fn begin(&mut self, version: Version, features: u64);
 
     /// Does whatever can be done now, without waiting for the driver. Called first of all, and whenever the driver has rung or what

@@ -98,8 +98,6 @@ impl Work for NetworkWork {
             Version::One => HEADER.len(),
         };
         self.buffer = None;
-        self.received.length = None;
-        self.to_send.length = None;
     }
 
     /// One frame each way in turn, so that neither direction can keep the other waiting.
@@ -124,7 +122,6 @@ impl NetworkWork {
             let Some(mut chain) = rings.ring(TRANSMIT).take()? else { return Ok(false) };
             self.to_send.length = read_frame(&mut chain, self.header, &mut self.to_send.bytes);
             rings.ring(TRANSMIT).give_back(&chain)?;
-            rings.ring(TRANSMIT).tell()?;
         }
         let (Some(length), Some(network)) = (self.to_send.length, &mut self.network) else {
             self.to_send.length = None;
@@ -163,7 +160,6 @@ impl NetworkWork {
         chain.write(&HEADER[..self.header]);
         chain.write(&self.received.bytes[..length]);
         rings.ring(RECEIVE).give_back(&chain)?;
-        rings.ring(RECEIVE).tell()?;
         Ok(true)
     }
 }

@@ -3,7 +3,7 @@
 //! Each side can sleep while the other works, and must not miss the other's call. So a device that finds its ring empty first says
 //! that it wants to be woken, and then looks once more: a driver that added something before it saw that would not have
 //! rung ([`Ring::take`]). While it works it says that it needn't be. Likewise the driver may say that it
-//! wants no interrupt ([`Ring::tell`]).
+//! wants no interrupt ([`Ring::give_back`]).
 
 use crate::virtio::EVENT_IDX;
 use crate::virtio::chain::Chain;
@@ -30,9 +30,6 @@ pub enum Broken {
     /// A ring can't be used as it is.
     #[error("a ring can't be right: {0}")]
     Ring(#[from] virtio_queue::Error),
-    /// A chain begins outside of the table.
-    #[error("a chain begins at descriptor {0}, which the queue doesn't have")]
-    Head(u16),
     /// A buffer isn't in memory.
     #[error("a buffer of {bytes} bytes at {at:#x} is not in memory")]
     NotMemory {
@@ -165,7 +162,6 @@ impl Rings {
                 memory: memory.clone(),
                 index,
                 listening: false,
-                untold: false,
                 driver: Arc::clone(driver),
                 calls: Arc::clone(calls),
             })
@@ -193,11 +189,6 @@ impl Rings {
     pub fn stopping(&self) -> bool {
         self.calls.stopping()
     }
-
-    /// [`Ring::tell`] for all.
-    pub(crate) fn tell(&mut self) -> Result<(), Broken> {
-        self.rings.iter_mut().try_for_each(Ring::tell)
-    }
 }
 
 fn queue(
@@ -223,8 +214,6 @@ pub struct Ring {
     index: usize,
     /// Whether the driver knows that it must ring when it adds something.
     listening: bool,
-    /// Whether chains were given back that the driver may not know of.
-    untold: bool,
     driver: Arc<dyn Driver>,
     calls: Arc<Calls>,
 }
@@ -246,9 +235,6 @@ impl Ring {
                     queue.disable_notification(memory)?;
                     self.listening = false;
                 }
-                if descriptors.head_index() >= queue.size() {
-                    return Err(Broken::Head(descriptors.head_index()));
-                }
                 return Chain::new(&self.memory, descriptors).map(Some);
             }
             if self.listening {
@@ -259,33 +245,20 @@ impl Ring {
         }
     }
 
-    /// Gives a chain back.
+    /// Gives a chain back, and tells the driver if it wants to know.
     ///
     /// # Errors
     /// The ring can't be used.
     pub fn give_back(&mut self, chain: &Chain) -> Result<(), Broken> {
+        let Some(queue) = &mut self.queue else { return Ok(()) };
         let memory = self.memory.mapped();
-        if let Some(queue) = &mut self.queue {
-            queue.add_used(memory, chain.head(), chain.written())?;
-            self.untold = true;
-        }
-        Ok(())
-    }
-
-    /// Tells the driver of what was given back, if it wants to know. This is done for all rings before a device sleeps.
-    ///
-    /// # Errors
-    /// The ring can't be used.
-    pub fn tell(&mut self) -> Result<(), Broken> {
-        let Some(queue) = self.queue.as_mut().filter(|_| self.untold) else { return Ok(()) };
-        self.untold = false;
-        let memory = self.memory.mapped();
+        queue.add_used(memory, chain.head(), chain.written())?;
         // This also sees to it that what was given back is there before the driver's wish is read.
         let mut wanted = queue.needs_notification(memory)?;
         if !queue.event_idx_enabled() {
             let flags = GuestAddress(queue.avail_ring());
-            let flags: u16 =
-                memory.load(flags, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)?;
+            let flags = memory.load(flags, Ordering::Relaxed);
+            let flags: u16 = flags.map_err(virtio_queue::Error::GuestMemory)?;
             wanted = u16::from_le(flags) & NO_INTERRUPT == 0;
         }
         if wanted {

@@ -54,7 +54,6 @@ fn serve(work: &mut dyn Work, rings: &mut Rings, calls: &Calls) -> Result<(), Br
         // The bell is silenced before the rings are looked at: what comes later rings again.
         let _ = read(calls.bell(), &mut [0u8; 8]);
         work.work(rings)?;
-        rings.tell()?;
         sleep(work, calls)?;
     }
     Ok(())

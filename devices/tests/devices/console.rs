@@ -159,3 +159,20 @@ fn a_reader_that_left_is_told_of_once() {
     }
     assert_eq!(failure.get(), Some(&rustix::io::Errno::PIPE));
 }
+
+#[test]
+fn input_doesnt_go_to_the_last_drivers_buffer() {
+    let (mut guest, mut keyboard, _screen) = guest();
+    let mut queues = guest.start(1, 0);
+    queues[RECEIVE].add(&[(0x4_0000, 16, true)]);
+    guest.ring_if_wanted(1, &mut queues[RECEIVE]);
+    thread::sleep(Duration::from_millis(10));
+    let mut queues = guest.start(1, 0);
+    keyboard.write_all(b"key").unwrap();
+    thread::sleep(Duration::from_millis(10));
+    assert_eq!((queues[RECEIVE].take_used(), guest.bytes(0x4_0000, 3)), (None, vec![0; 3]));
+    queues[RECEIVE].add(&[(0x5_0000, 16, true)]);
+    guest.ring_if_wanted(1, &mut queues[RECEIVE]);
+    assert_eq!(guest.wait(1, &mut queues[RECEIVE]), (0, 3));
+    assert_eq!(guest.bytes(0x5_0000, 3), b"key");
+}

@@ -3,13 +3,14 @@
 use crate::block::Plate;
 use crate::driver::{LONG, Lines, Queue, device_memory};
 use crate::network::Cable;
+use crate::work::{Event, patient};
 use lguest_devices::interrupts::Interrupts;
 use lguest_devices::lguest_bus::{Format, LguestBus, NoRoom, early_text};
 use lguest_devices::virtio::block::block;
 use lguest_devices::virtio::console::Console;
 use lguest_devices::virtio::entropy::entropy;
 use lguest_devices::virtio::network::{MacAddress, network};
-use lguest_devices::virtio::{EVENT_IDX, INDIRECT_DESCRIPTORS, Model};
+use lguest_devices::virtio::{EVENT_IDX, INDIRECT_DESCRIPTORS, Model, Version};
 use lguest_switcher::{GuestMemory, GuestPhys};
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::unix::net::UnixDatagram;
@@ -330,17 +331,29 @@ fn a_reset_leaves_clean_rings() {
 
 #[test]
 fn features_nobody_offered_are_not_used() {
+    for (format, version, features) in
+        [(Format::Records, Version::Legacy, 3), (Format::Fields, Version::First, 0)]
+    {
+        let (model, told) = patient();
+        let mut guest = guest(format, vec![model]);
+        let queue = &mut guest.start(0, 0x4fff_ffff)[0];
+        assert!(told.try_recv().is_err(), "nothing begins without a bell");
+        queue.add(&[(DATA, 8, true)]);
+        guest.ring_if_wanted(queue);
+        assert_eq!(told.recv(), Ok(Event::Began(version, features)));
+    }
+}
+
+#[test]
+fn a_driver_that_cant_flush_gets_durable_writes() {
     let (mut guest, ends) = all(Format::Records);
-    let mut queues = guest.start(1, !(EVENT_IDX as u32));
-    guest.put(DATA, &[&[1; 1][..], &[0; 15]].concat());
     let write = [(DATA, 16, false), (DATA + 0x1000, 512, false), (DATA + 0x2000, 1, true)];
-    guest.send(1, &mut queues[0], &write);
-    assert_eq!(ends.plate.sector(0), [0; 512]);
-    // Flushing was among those that were, so the disk doesn't do it by itself.
-    assert_eq!(ends.plate.flushes(), 0);
-    let mut queues = guest.start(1, 0);
-    guest.send(1, &mut queues[0], &write);
-    assert_eq!(ends.plate.flushes(), 1);
+    for (features, flushes) in [(1 << 9, 0), (0, 1)] {
+        let mut queues = guest.start(1, features);
+        guest.put(DATA, &[&[1; 1][..], &[0; 15]].concat());
+        guest.send(1, &mut queues[0], &write);
+        assert_eq!(ends.plate.flushes(), flushes);
+    }
 }
 
 #[test]

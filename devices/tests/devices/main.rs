@@ -10,3 +10,4 @@ mod lguest_bus;
 mod network;
 mod pci;
 mod rings;
+mod work;

@@ -217,3 +217,21 @@ fn both_ways_at_once() {
     }
     echo.join().unwrap();
 }
+
+#[test]
+fn frames_dont_go_to_the_last_drivers_buffer() {
+    let (mut guest, far) = guest();
+    let queue = &mut guest.start(1, 0)[RECEIVE];
+    // It is too small for this one, so it is kept for the next.
+    queue.add(&[(FRAME, 40, true)]);
+    guest.ring_if_wanted(1, queue);
+    far.send(&frame(3, 60)).unwrap();
+    thread::sleep(Duration::from_millis(10));
+    let queue = &mut guest.start(1, 0)[RECEIVE];
+    far.send(&frame(3, 20)).unwrap();
+    thread::sleep(Duration::from_millis(10));
+    assert_eq!((queue.take_used(), guest.bytes(FRAME, 40)), (None, vec![0; 40]));
+    queue.add(&[(FRAME, 2000, true)]);
+    guest.ring_if_wanted(1, queue);
+    assert_eq!(guest.wait(1, queue), (0, 32));
+}

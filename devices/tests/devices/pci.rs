@@ -150,6 +150,11 @@ fn the_window_reaches_registers_without_an_address() {
         guest.config_write(1, window + 16, 4, 0);
         assert_eq!(guest.config_read(1, window + 16, 4), 0);
     }
+    // Nor in other sets of registers.
+    guest.config_write(1, window + 4, 1, 1);
+    guest.config_write(1, window + 8, 4, 20);
+    guest.config_write(1, window + 12, 4, 1);
+    guest.config_write(1, window + 16, 1, 0);
     guest.config_write(1, 4, 2, 2);
     assert_eq!(guest.status(1), 3);
 }

@@ -3,6 +3,7 @@
 use crate::driver::{Guest, INDIRECT, NEXT, Queue, WRITE};
 use lguest_devices::virtio::console::Console;
 use lguest_devices::virtio::{EVENT_IDX, INDIRECT_DESCRIPTORS};
+use std::hint::spin_loop;
 use std::io::{PipeWriter, Write, pipe};
 use std::thread;
 use std::time::Duration;
@@ -23,6 +24,10 @@ fn no_call_gets_lost(features: u64) {
     let transmit = &mut queues[TRANSMIT];
     for round in 0..20_000u32 {
         let many = 1 + round * 7 % 5;
+        // The device is now looking for more, or falling asleep, or asleep.
+        for _ in 0..round * 31 % 211 {
+            spin_loop();
+        }
         for _ in 0..many {
             transmit.add(&[(0x4_0000, 1, false)]);
         }
@@ -105,4 +110,8 @@ fn bells_before_the_driver_is_ready_mean_nothing() {
     // What is there already when it becomes so is found without a bell, and the other queue needn't be set up.
     guest.set_status(1, 15);
     assert_eq!(guest.wait(1, &mut receive), (0, 5));
+    // But now it can't be any more.
+    let transmit = Queue::new(&guest.memory, 1, 1, false);
+    guest.enable(1, &transmit);
+    assert_eq!((guest.read(1, 28, 2), guest.read(1, 32, 4)), (0, 0));
 }
