@@ -247,7 +247,7 @@ fn after_a_reset_nothing_is_written() {
     offer(&mut guest, queue, 0, 7, &[(DATA, 0x2_0000, true)]);
     at_gate.recv().unwrap();
     let opener = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(300));
         let_in.send(()).unwrap();
         let_in
     });

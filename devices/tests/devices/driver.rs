@@ -178,8 +178,12 @@ impl Guest {
 
     /// Waits until the device says that it needs a reset.
     pub(crate) fn wait_broken(&mut self, slot: u8) {
-        assert!(self.lines.wait(slot, LONG), "no interrupt came");
-        assert_ne!(self.status(slot) & NEEDS_RESET, 0);
+        loop {
+            assert!(self.lines.wait(slot, LONG), "no interrupt came");
+            if self.status(slot) & NEEDS_RESET != 0 {
+                break;
+            }
+        }
     }
 
     pub(crate) fn bytes(&self, at: u32, len: usize) -> Vec<u8> {

@@ -28,13 +28,11 @@ const ENTROPY: u8 = 4;
 fn guest() -> (Guest, PipeWriter, UnixDatagram) {
     let (input, keyboard) = pipe().unwrap();
     let console = Console { input: Some(input.into()), ..Console::default() };
-    let (cable, far) = UnixDatagram::pair().unwrap();
-    cable.set_nonblocking(true).unwrap();
-    far.set_nonblocking(true).unwrap();
+    let (cable, far) = Cable::pair();
     let models = vec![
         console.into_model(),
         block(Box::new(Plate::new())),
-        network(Box::new(Cable(cable)), MacAddress([2; 6])),
+        network(Box::new(cable), MacAddress([2; 6])),
         entropy(),
     ];
     (Guest::new(models), keyboard, far)

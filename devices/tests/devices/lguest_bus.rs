@@ -196,9 +196,7 @@ fn all(format: Format) -> (Guest, Ends) {
     let (input, keyboard) = pipe().unwrap();
     let (screen, output) = pipe().unwrap();
     let plate = Plate::new();
-    let (cable, far) = UnixDatagram::pair().unwrap();
-    cable.set_nonblocking(true).unwrap();
-    far.set_read_timeout(Some(LONG)).unwrap();
+    let (cable, far) = Cable::pair();
     let console = Console {
         input: Some(input.into()),
         output: Some(output.into()),
@@ -208,7 +206,7 @@ fn all(format: Format) -> (Guest, Ends) {
     let models = vec![
         console.into_model(),
         block(Box::new(plate.clone())),
-        network(Box::new(Cable(cable)), MacAddress([2, 0, 0, 0, 0, 9])),
+        network(Box::new(cable), MacAddress([2, 0, 0, 0, 0, 9])),
         entropy(),
     ];
     (guest(format, models), Ends { keyboard, screen, plate, far })

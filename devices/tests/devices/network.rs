@@ -1,12 +1,14 @@
 //! Frames, both ways and both at once.
 
-use crate::driver::{Guest, Queue};
+use crate::driver::{Guest, LONG, Queue};
 use lguest_devices::network::Network;
 use lguest_devices::virtio::VERSION_1;
 use lguest_devices::virtio::network::{MacAddress, network};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,23 +20,40 @@ const HEADER: u32 = 0x4_0000;
 const FRAME: u32 = 0x5_0000;
 
 /// A cable: each datagram is a frame.
-pub(crate) struct Cable(pub(crate) UnixDatagram);
+pub(crate) struct Cable {
+    socket: UnixDatagram,
+    /// How many frames have come out of it.
+    received: Arc<AtomicU32>,
+}
+
+impl Cable {
+    /// Its two ends.
+    pub(crate) fn pair() -> (Self, UnixDatagram) {
+        let (socket, far) = UnixDatagram::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        far.set_read_timeout(Some(LONG)).unwrap();
+        (Self { socket, received: Arc::default() }, far)
+    }
+}
 
 impl Network for Cable {
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 
     fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<usize>> {
-        match self.0.recv(frame) {
-            Ok(length) => Ok(Some(length)),
+        match self.socket.recv(frame) {
+            Ok(length) => {
+                self.received.fetch_add(1, Ordering::Relaxed);
+                Ok(Some(length))
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     fn send(&mut self, frame: &[u8]) -> io::Result<bool> {
-        match self.0.send(frame) {
+        match self.socket.send(frame) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
@@ -43,10 +62,8 @@ impl Network for Cable {
 }
 
 fn guest() -> (Guest, UnixDatagram) {
-    let (ours, theirs) = UnixDatagram::pair().unwrap();
-    ours.set_nonblocking(true).unwrap();
-    theirs.set_read_timeout(Some(crate::driver::LONG)).unwrap();
-    (Guest::new(vec![network(Box::new(Cable(ours)), ADDRESS)]), theirs)
+    let (cable, far) = Cable::pair();
+    (Guest::new(vec![network(Box::new(cable), ADDRESS)]), far)
 }
 
 fn receive(far: &UnixDatagram) -> Vec<u8> {
@@ -220,13 +237,17 @@ fn both_ways_at_once() {
 
 #[test]
 fn frames_dont_go_to_the_last_drivers_buffer() {
-    let (mut guest, far) = guest();
+    let (cable, far) = Cable::pair();
+    let received = Arc::clone(&cable.received);
+    let mut guest = Guest::new(vec![network(Box::new(cable), ADDRESS)]);
     let queue = &mut guest.start(1, 0)[RECEIVE];
     // It is too small for this one, so it is kept for the next.
     queue.add(&[(FRAME, 40, true)]);
     guest.ring_if_wanted(1, queue);
     far.send(&frame(3, 60)).unwrap();
-    thread::sleep(Duration::from_millis(10));
+    while received.load(Ordering::Relaxed) == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
     let queue = &mut guest.start(1, 0)[RECEIVE];
     far.send(&frame(3, 20)).unwrap();
     thread::sleep(Duration::from_millis(10));
