@@ -3,21 +3,27 @@
 //! A test says what the kernel does, maybe what a trap handler and user code do, and looks at what
 //! is left in memory when the guest has ended. Code notes what it sees in the *results*, an
 //! array of words. The page tables are the launcher's own, with three user pages beside the linear map.
+//! Guests are of the first generation, unless a test names another: `later.rs` says what these do differently.
 
 #![allow(unreachable_pub, reason = "shared by several test programs, none of which uses all of it")]
 #![allow(dead_code, reason = "shared by several test programs, none of which uses all of it")]
 
+mod later;
+
+pub use later::*;
+
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lguest_abi::address::{Phys, Virt};
-use lguest_abi::generation::CALL_WORDS;
+use lguest_abi::generation::{ArgumentRegister, CALL_WORDS};
 use lguest_abi::hypercall::{Hypercall, POWER_OFF_MESSAGE, VECTOR};
-use lguest_abi::lguest_data::{HCALL_RING_SIZE, offset};
+use lguest_abi::lguest_data::{HCALL_RING_SIZE, Layout, offset};
 use lguest_abi::segments::{
     FLAT_KERNEL_CODE, FLAT_KERNEL_DATA, FLAT_USER_CODE, FLAT_USER_DATA, KERNEL_DS, USER_CS, USER_DS,
 };
-use lguest_host::{DeviceIo, Devices, EmptyBus, End, Event, Generation, GuestMemory, GuestPhys};
-use lguest_host::{InterruptLines, Kill, Machine, MachineConfig, NoDevices, Sections, Stop};
+use lguest_host::Stop;
+use lguest_host::{Bus, DeviceIo, Devices, EmptyBus, End, Event, Generation, GuestMemory};
+use lguest_host::{GuestPhys, InterruptLines, Kill, Machine, MachineConfig, NoDevices, Sections};
 use std::ops::{Deref, DerefMut};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
@@ -65,33 +71,48 @@ pub const fn virt(phys: u32) -> u32 {
 }
 
 /// An assembler that knows how a guest speaks.
-pub struct Code(CodeAssembler);
+pub struct Code {
+    assembler: CodeAssembler,
+    generation: Generation,
+}
 
 impl Deref for Code {
     type Target = CodeAssembler;
     fn deref(&self) -> &CodeAssembler {
-        &self.0
+        &self.assembler
     }
 }
 
 impl DerefMut for Code {
     fn deref_mut(&mut self) -> &mut CodeAssembler {
-        &mut self.0
+        &mut self.assembler
     }
 }
 
 impl Code {
-    /// Any four words as a hypercall.
-    pub fn raw_hypercall(&mut self, words: [u32; 4]) -> Assembled {
-        for (register, word) in [eax, edx, ebx, ecx].into_iter().zip(words) {
-            self.mov(register, word)?;
-        }
+    /// Any words as a hypercall, as far as there are registers for them.
+    pub fn raw_hypercall<const N: usize>(&mut self, words: [u32; N]) -> Assembled {
+        self.load_call(words)?;
         self.int(i32::from(VECTOR))
     }
 
+    /// The same, up to the instruction that calls.
+    pub fn load_call<const N: usize>(&mut self, words: [u32; N]) -> Assembled {
+        let arguments =
+            self.generation.argument_registers().iter().map(|register| match register {
+                ArgumentRegister::Ebx => ebx,
+                ArgumentRegister::Ecx => ecx,
+                ArgumentRegister::Edx => edx,
+                ArgumentRegister::Esi => esi,
+            });
+        for (register, word) in [eax].into_iter().chain(arguments).zip(words) {
+            self.mov(register, word)?;
+        }
+        Ok(())
+    }
+
     pub fn hypercall(&mut self, call: Hypercall) -> Assembled {
-        let [number, first, second, third, _] = call.encode();
-        self.raw_hypercall([number, first, second, third])
+        self.raw_hypercall(call.encode())
     }
 
     /// Notes a register in a slot of the results.
@@ -150,14 +171,39 @@ pub fn load_gate(vector: u32, handler: u32, kind: u32, level: u32) -> Hypercall 
 /// A guest in the making.
 pub struct TinyGuest {
     pub memory: Arc<GuestMemory>,
+    pub generation: Generation,
+    /// How its LguestData looks.
+    pub layout: &'static Layout,
+    /// Where interrupts are raised by other threads than its own.
+    pub lines: InterruptLines,
+    /// What it did to its devices, if it has any.
+    pub bus: Recorder,
+    /// The page tables that it runs with, once it has booted.
+    pub root: u32,
+    entry: u32,
     gates: Vec<Hypercall>,
 }
 
 impl TinyGuest {
-    /// Memory as the launcher leaves it, and a GDT with user segments that isn't loaded yet.
+    /// One of the first generation.
     pub fn new() -> Self {
+        Self::of(Generation::First)
+    }
+
+    /// Memory as the launcher leaves it, and a GDT with user segments that isn't loaded yet.
+    pub fn of(generation: Generation) -> Self {
         let memory = GuestMemory::new(MEMORY + 0x1000).expect("memory for a tiny guest");
-        let guest = Self { memory: Arc::new(memory), gates: Vec::new() };
+        let lines = InterruptLines::default();
+        let guest = Self {
+            memory: Arc::new(memory),
+            generation,
+            layout: &generation.layouts()[0],
+            bus: Recorder::new(lines.clone()),
+            lines,
+            root: DIRECTORY,
+            entry: virt(CODE),
+            gates: Vec::new(),
+        };
         guest.put_word(DIRECTORY + (PAGE_OFFSET >> 22) * 4, LINEAR_TABLE | 7);
         for page in 0..MEMORY / 0x1000 {
             guest.put_word(LINEAR_TABLE + page * 4, (page * 0x1000) | 7);
@@ -167,12 +213,12 @@ impl TinyGuest {
             guest.put_word(USER_TABLE + page * 4, (USER_FRAMES + page * 0x1000) | 7);
         }
         guest.put(MESSAGE, POWER_OFF_MESSAGE.as_bytes());
-        guest.put(DATA + offset::HCALL_STATUS, &[0xff; HCALL_RING_SIZE]);
         let descriptors = [FLAT_KERNEL_CODE, FLAT_KERNEL_DATA, FLAT_USER_CODE, FLAT_USER_DATA];
         for (index, descriptor) in (12..).zip(descriptors) {
             guest.put(GDT + index * 8, &descriptor.to_le_bytes());
         }
-        guest
+        guest.say_what_it_is();
+        if generation.starts_with_page_tables() { guest } else { guest.entered_low() }
     }
 
     pub fn put(&self, phys: u32, bytes: &[u8]) {
@@ -200,10 +246,10 @@ impl TinyGuest {
 
     /// The same, for what may be no call at all.
     pub fn queue_words(&self, slot: u32, words: [u32; CALL_WORDS]) {
-        for (index, word) in (0..4).zip(words) {
-            self.put_word(DATA + offset::HCALLS + slot * 16 + index * 4, word);
+        for (at, word) in ring_entry(self.layout, slot, words) {
+            self.put_word(DATA + at, word);
         }
-        self.put(DATA + offset::HCALL_STATUS + slot, &[0]);
+        self.put(DATA + self.layout.hcall_status + slot, &[0]);
     }
 
     /// Puts a `Dma` with these sections into memory.
@@ -218,7 +264,8 @@ impl TinyGuest {
 
     /// Assembles code that runs at a virtual address, and puts it at a physical one.
     pub fn code(&self, at: u32, phys: u32, write: impl FnOnce(&mut Code) -> Assembled) {
-        let mut code = Code(CodeAssembler::new(32).expect("32-bit code"));
+        let assembler = CodeAssembler::new(32).expect("32-bit code");
+        let mut code = Code { assembler, generation: self.generation };
         write(&mut code).expect("correct instructions");
         let bytes = code.assemble(u64::from(at)).expect("code that fits together");
         self.put(phys, &bytes);
@@ -262,7 +309,7 @@ impl TinyGuest {
         self
     }
 
-    /// The very first instructions, and nothing else.
+    /// The very first instructions that run with page tables, and nothing else.
     pub fn bare(self, write: impl FnOnce(&mut Code) -> Assembled) -> Self {
         self.code(virt(CODE), CODE, write);
         self
@@ -271,10 +318,12 @@ impl TinyGuest {
     /// A kernel that has a stack, a GDT, a trap stack and its gates, with interrupts off; at the end it powers off.
     pub fn kernel(mut self, write: impl FnOnce(&mut Code) -> Assembled) -> Self {
         let gates = std::mem::take(&mut self.gates);
+        let beginning = self.beginning();
         self.bare(|c| {
             c.mov(esp, virt(STACK))?;
-            c.hypercall(Hypercall::LguestInit { data: Phys(DATA) })?;
-            c.hypercall(Hypercall::LoadGdt { table: Phys(GDT), entries: 32 })?;
+            for call in beginning {
+                c.hypercall(call)?;
+            }
             let segment = u32::from(KERNEL_DS);
             c.hypercall(Hypercall::SetStack { segment, esp: Virt(virt(TRAP_STACK)), pages: 2 })?;
             for gate in gates {
@@ -312,15 +361,19 @@ impl TinyGuest {
 
     /// The machine alone, at its first instruction.
     pub fn machine(&self) -> Machine {
+        let bus: Box<dyn Bus> = match self.generation {
+            Generation::First => Box::new(EmptyBus),
+            _ => Box::new(self.bus.clone()),
+        };
         Machine::new(MachineConfig {
             memory: Arc::clone(&self.memory),
-            generation: Generation::First,
+            generation: self.generation,
             page_offset: PAGE_OFFSET,
-            entry: virt(CODE),
+            entry: self.entry,
             page_directory: GuestPhys(DIRECTORY),
             guest_id: GUEST_ID,
-            lines: InterruptLines::default(),
-            bus: Box::new(EmptyBus),
+            lines: self.lines.clone(),
+            bus,
         })
         .expect("a machine that can run guests")
     }
@@ -362,7 +415,8 @@ impl Outcome {
     }
 
     pub fn status(&self, slot: u32) -> u8 {
-        self.guest.memory.read_u8(GuestPhys(DATA + offset::HCALL_STATUS + slot)).expect("in memory")
+        let status = GuestPhys(DATA + self.guest.layout.hcall_status + slot);
+        self.guest.memory.read_u8(status).expect("in memory")
     }
 
     /// Checks that the guest came to its own end.
