@@ -46,14 +46,17 @@ impl SharedData {
         facts: Facts,
     ) -> Result<Self, Kill> {
         let layouts = generation.layouts();
-        let size = layouts.iter().map(|layout| layout.size).max().unwrap_or(0);
+        let size = layouts.iter().map(|layout| layout.size).min().unwrap_or(0);
         if !memory.contains(at, size) {
             return Err(Kill::BadAddress { what: "LguestData", start: at, bytes: u64::from(size) });
         }
         let with = |layout| Self { at, layout, noirq: 0..0, cursor: 0 };
-        let fits = |shared: &Self| match shared.layout.kernel_address {
-            Some(field) => shared.word(memory, field) == kernel_address,
-            None => true,
+        let fits = |shared: &Self| {
+            memory.contains(at, shared.layout.size)
+                && match shared.layout.kernel_address {
+                    Some(field) => shared.word(memory, field) == kernel_address,
+                    None => true,
+                }
         };
         let found = layouts.iter().map(with).find(fits);
         let mut shared = found.ok_or(Kill::OtherGeneration {
