@@ -123,6 +123,7 @@ impl Machine {
             Hypercall::SetPte { directory, address, value } => {
                 let root = self.guest.page_directory(GuestPhys(directory.0))?;
                 let address = GuestVirt(address.0);
+                let value = self.guest.shadow.rules().levels.entry(value);
                 self.guest.shadow.set_pte(
                     &mut self.vcpu,
                     &self.guest.memory,

@@ -55,6 +55,14 @@ impl Levels {
         }
     }
 
+    /// An entry that the guest passed in two words: the upper one says nothing where entries have 32 bits.
+    pub(crate) const fn entry(self, words: u64) -> u64 {
+        match self {
+            Self::None | Self::Two => words & 0xffff_ffff,
+            Self::Three => words,
+        }
+    }
+
     /// Bytes of a slot.
     pub(crate) const fn slot_bytes(self) -> u32 {
         self.entries() * PAGE_SIZE
