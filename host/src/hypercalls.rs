@@ -21,7 +21,7 @@ use lguest_abi::lguest_data::HCALL_RING_SIZE;
 use lguest_abi::segments::{GDT_ENTRIES, KERNEL_LEVEL, TLS_ENTRIES};
 use lguest_abi::traps::is_for_system_calls;
 use lguest_processor::TableRegister;
-use lguest_switcher::{Access, Environment, Gpr, GuestPhys, GuestVirt};
+use lguest_switcher::{Access, Environment, Gpr, GuestPhys, GuestVirt, SegmentRegister};
 use std::sync::Arc;
 
 /// Pages of stack that can be pinned.
@@ -199,7 +199,8 @@ impl Machine {
         if !self.guest.generation.calls_by_vmcall() || !self.in_kernel() {
             return false;
         }
-        let at = GuestVirt(self.vcpu.cpu.eip());
+        let cpu = &self.vcpu.cpu;
+        let at = GuestVirt(cpu.segment(SegmentRegister::Cs).base.wrapping_add(cpu.eip()));
         let mut bytes = [0; 3];
         self.vcpu.read_virt(&mut self.guest, at, &mut bytes, false).is_ok()
             && (bytes == VMCALL || bytes == VMMCALL)
@@ -208,8 +209,8 @@ impl Machine {
 
     /// Writes to the guest's code, whether or not the guest itself could.
     fn write_code(&mut self, at: GuestVirt, bytes: &[u8]) -> bool {
-        bytes.iter().zip(at.0..).all(|(byte, at)| {
-            let at = GuestVirt(at);
+        (0..).zip(bytes).all(|(index, byte)| {
+            let at = at.wrapping_add(index);
             let found = self.guest.translate(at, Access::Read, false);
             found.is_ok_and(|page| {
                 let phys = page.phys.wrapping_add(at.0.wrapping_sub(page.virt.0));
