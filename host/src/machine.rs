@@ -220,7 +220,6 @@ impl Machine {
     /// usual form of it; for other forms the alarm rings, a little later.
     fn deliver_interrupt(&mut self) -> Result<bool, Kill> {
         let now = self.deliverable(false)?;
-        self.note_pending(now.is_some());
         let shadowed =
             self.interrupt_shadow == Some(self.vcpu.cpu.eip()) || self.vcpu.holds_interrupts();
         if let Some((irq, gate)) = now
@@ -228,6 +227,7 @@ impl Machine {
         {
             self.interrupt(irq, gate)?;
         }
+        self.note_pending();
         let waiting = self.guest.shared.is_some() && self.guest.interrupt_can_come();
         if waiting != self.watching {
             self.watching = waiting;
@@ -241,12 +241,14 @@ impl Machine {
         Ok(now.is_some() && shadowed)
     }
 
-    /// Later guests ask for interrupts that waited, once they have enabled them: if they are told that some wait.
-    fn note_pending(&mut self, deliverable: bool) {
-        let Some(shared) = &self.guest.shared else { return };
-        let memory = &self.guest.memory;
-        let open = self.guest.interrupts.first(shared.blocked_interrupts(memory)).is_some();
-        shared.set_irq_pending(memory, open && !deliverable && shared.irq_enabled(memory) == 0);
+    /// Later guests ask for interrupts that waited, once they have enabled them: if they are told that one waits for nothing
+    /// else.
+    fn note_pending(&self) {
+        let Guest { shared, memory, interrupts, gates, .. } = &self.guest;
+        let Some(shared) = shared else { return };
+        let open = interrupts.first(shared.blocked_interrupts(memory));
+        let waits = open.is_some_and(|irq| gates.may_have(FIRST_IRQ + irq));
+        shared.set_irq_pending(memory, waits && shared.irq_enabled(memory) == 0);
     }
 
     /// Lets the guest run one instruction, the one behind `sti`.
