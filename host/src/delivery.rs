@@ -83,7 +83,7 @@ impl Machine {
         let protected =
             self.guest.shared.as_ref().and_then(|shared| shared.protected_instruction());
         if !user && protected == Some(eip) {
-            self.take_over_iret(gate);
+            self.take_over_iret(FIRST_IRQ + irq, gate)?;
         } else {
             self.enter(FIRST_IRQ + irq, gate, None)?;
         }
@@ -95,13 +95,10 @@ impl Machine {
 
     /// The guest is about to execute an `iret` that must not be interrupted, with interrupts enabled already: the handler
     /// gets the frame that is there, as if it had been interrupted behind the `iret`.
-    fn take_over_iret(&mut self, gate: Gate) {
-        let cpu = &mut self.vcpu.cpu;
-        cpu.set_eip(gate.handler);
-        cpu.set_eflags(cpu.eflags() & !(TF | NT | RF | VM));
-        if gate.disables {
-            self.guest.set_irq_enabled(false);
-        }
+    fn take_over_iret(&mut self, vector: u8, gate: Gate) -> Result<(), Kill> {
+        let code = self.kernel_code(vector)?;
+        self.start(gate, code);
+        Ok(())
     }
 
     /// The gate for `vector`: as LOAD_IDT_ENTRY set it, or from the table that the guest loaded by `lidt`.
@@ -122,22 +119,35 @@ impl Machine {
         u16::from(self.vcpu.cpu.cpl()) == KERNEL_LEVEL
     }
 
-    /// Goes to the handler of `gate`.
-    fn enter(&mut self, vector: u8, gate: Gate, error: Option<u32>) -> Result<(), Kill> {
-        let double_fault = |machine: &Self, what, value| Kill::DoubleFault {
-            vector,
-            eip: machine.vcpu.cpu.eip(),
-            what,
-            value,
-        };
+    /// A handler for `vector` can't be entered.
+    fn double_fault(&self, vector: u8, what: &'static str, value: u32) -> Kill {
+        Kill::DoubleFault { vector, eip: self.vcpu.cpu.eip(), what, value }
+    }
+
+    /// The segment in which handlers run.
+    fn kernel_code(&mut self, vector: u8) -> Result<Segment, Kill> {
         let code = self.segment(KERNEL_CS)?;
-        if !code.is_code() || !is_kernel_segment(&code) {
-            return Err(double_fault(
-                self,
-                "the kernel's code segment is unusable",
-                u32::from(KERNEL_CS),
-            ));
+        if code.is_code() && is_kernel_segment(&code) {
+            return Ok(code);
         }
+        let what = "the kernel's code segment is unusable";
+        Err(self.double_fault(vector, what, u32::from(KERNEL_CS)))
+    }
+
+    /// Goes on at the handler of `gate`, on the stack that is there.
+    fn start(&mut self, gate: Gate, code: Segment) {
+        let cpu = &mut self.vcpu.cpu;
+        cpu.set_segment(SegmentRegister::Cs, code);
+        cpu.set_eip(gate.handler);
+        cpu.set_eflags(cpu.eflags() & !(TF | NT | RF | VM));
+        if gate.disables {
+            self.guest.set_irq_enabled(false);
+        }
+    }
+
+    /// Enters the handler of `gate`, with a frame on its stack.
+    fn enter(&mut self, vector: u8, gate: Gate, error: Option<u32>) -> Result<(), Kill> {
+        let code = self.kernel_code(vector)?;
         let from_user = !self.in_kernel();
         let (stack, top) = if from_user {
             let (selector, esp) = self.trap_stack()?;
@@ -146,11 +156,8 @@ impl Machine {
             (self.vcpu.cpu.segment(SegmentRegister::Ss), self.vcpu.cpu.gpr(Gpr::Esp))
         };
         if !stack.is_writable() || !is_kernel_segment(&stack) {
-            return Err(double_fault(
-                self,
-                "its stack segment is unusable",
-                u32::from(stack.selector),
-            ));
+            let what = "its stack segment is unusable";
+            return Err(self.double_fault(vector, what, u32::from(stack.selector)));
         }
         let frame = self.frame(from_user, error);
         let bytes = frame.bytes().len() as u32;
@@ -160,19 +167,14 @@ impl Machine {
         if written.is_err() {
             self.guest.verdict()?;
             let bottom = stack.base.wrapping_add(esp);
-            return Err(double_fault(self, "its stack can't be written", bottom));
+            return Err(self.double_fault(vector, "its stack can't be written", bottom));
         }
         let cpu = &mut self.vcpu.cpu;
         if from_user {
             cpu.set_segment(SegmentRegister::Ss, stack);
         }
-        cpu.set_segment(SegmentRegister::Cs, code);
         cpu.set_gpr(Gpr::Esp, esp);
-        cpu.set_eip(gate.handler);
-        cpu.set_eflags(cpu.eflags() & !(TF | NT | RF | VM));
-        if gate.disables {
-            self.guest.set_irq_enabled(false);
-        }
+        self.start(gate, code);
         Ok(())
     }
 
