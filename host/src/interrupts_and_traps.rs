@@ -195,9 +195,9 @@ impl InterruptLines {
         }
     }
 
-    /// Who is to look up.
+    /// Who is to look up: at once, since something may have been raised already.
     pub(crate) fn attach(&self, kicker: Kicker) {
-        let _ = self.shared.kicker.set(kicker);
+        self.shared.kicker.get_or_init(|| kicker).kick();
     }
 
     /// Those that have been raised since the last time, a bit for each.
