@@ -55,12 +55,18 @@ impl Shadow {
         self.rules
     }
 
-    /// From now on there are page tables; what was shown without them is forgotten.
+    /// From now on there are page tables that the guest made; what was shown before is forgotten, and with it any spaces
+    /// that it made by loading cr3.
     pub(crate) fn begin(&mut self, vcpu: &mut Vcpu, levels: Levels, root: GuestPhys) {
         self.rules.levels = levels;
+        let current = self.spaces.swap_remove(self.current);
+        for space in self.spaces.drain(..) {
+            vcpu.destroy_space(space.id);
+        }
         vcpu.unmap_all(View::Kernel);
-        vcpu.unmap_all(View::AllUsers);
-        self.spaces[self.current].root = root;
+        vcpu.unmap_all(View::User(current.id));
+        self.spaces.push(Space { root, stale: false, ..current });
+        self.current = 0;
     }
 
     fn is_kernel(&self, address: GuestVirt) -> bool {
