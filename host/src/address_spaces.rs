@@ -31,7 +31,7 @@ impl Guest {
         if let Some(shared) = &self.shared {
             shared.set_reserve_mem(&self.memory, levels.slot_bytes());
         }
-        Ok(())
+        self.pin_stack(vcpu)
     }
 
     /// How many levels the tables at `named` have, which nobody says. The kernel's own addresses must be mapped: with two
