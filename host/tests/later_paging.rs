@@ -7,8 +7,11 @@ use iced_x86::code_asm::*;
 use lguest_abi::address::{Phys, Virt};
 use lguest_abi::hypercall::{FlushScope, Hypercall};
 use lguest_abi::lguest_data::offset;
-use lguest_host::{Generation, GuestPhys, Kill};
+use lguest_host::{
+    End, Generation, GuestMemory, GuestPhys, Kill, Machine, MachineConfig, NoDevices,
+};
 use lguest_switcher::GuestVirt;
+use std::sync::Arc;
 use tiny_guest::*;
 
 const ACCESSED: u32 = 0x20;
@@ -76,6 +79,81 @@ fn beyond_memory_there_is_nothing_to_see_one_to_one() {
             guest.low(|c| c.mov(eax, dword_ptr(address)));
             let (eip, address) = (ENTRY, GuestVirt(address));
             guest.run().killed(Kill::NoHandler { vector: 14, error: 0, address, eip });
+        }
+    }
+}
+
+/// Runs a guest of 4.0 that begins at [`ENTRY`], with other memory and another kernel address than tiny ones have.
+fn run_with(
+    memory: u32,
+    page_offset: u32,
+    write: impl FnOnce(&mut Code) -> Assembled,
+) -> (End, TinyGuest) {
+    let mut guest = TinyGuest::of(Generation::V4_0);
+    guest.memory = Arc::new(GuestMemory::new(memory).expect("memory of any size"));
+    guest.put(MESSAGE, b"Power down");
+    guest.put(DATA + guest.layout.hcall_status, &[0xff; 64]);
+    guest.put_field(guest.layout.kernel_address, page_offset);
+    guest.put_field(guest.layout.syscall_vec, 0x80);
+    guest.low(write);
+    let mut machine = Machine::new(MachineConfig {
+        memory: Arc::clone(&guest.memory),
+        generation: guest.generation,
+        page_offset,
+        entry: ENTRY,
+        page_directory: GuestPhys(0),
+        guest_id: GUEST_ID,
+        lines: guest.lines.clone(),
+        bus: Box::new(guest.bus.clone()),
+    })
+    .expect("a machine that can run guests");
+    (machine.run(&mut NoDevices), guest)
+}
+
+#[test]
+fn one_to_one_goes_on_across_the_first_of_the_kernels_addresses() {
+    const BORDER: u32 = 0x100_0000;
+    let words = [BORDER - 4, BORDER - 2, BORDER, BORDER + 0x7f_fffc];
+    let (end, guest) = run_with(BORDER + 0x80_0000, BORDER, |c| {
+        c.mov(esp, STACK)?;
+        c.hypercall(Hypercall::LguestInit { data: Phys(DATA) })?;
+        for (value, at) in (0x0101_0101..).zip(words) {
+            c.mov(dword_ptr(at), value)?;
+        }
+        // Code on both sides, and a stack right at the border.
+        c.mov(byte_ptr(BORDER + 0x1000), 0xc3)?;
+        c.mov(esp, BORDER + 4)?;
+        c.call(u64::from(BORDER + 0x1000))?;
+        c.hypercall(Hypercall::FlushTlb { scope: FlushScope::All })?;
+        c.mov(eax, dword_ptr(BORDER - 2))?;
+        c.mov(dword_ptr(RESULTS), eax)?;
+        c.power_off()
+    });
+    assert_eq!(end, End::PowerOff);
+    assert_eq!(guest.word(BORDER + 0x7f_fffc), 0x0101_0104);
+    // The call's return address is above the border; the last store that straddles it is half there still.
+    assert_eq!(guest.word(RESULTS) & 0xffff, 0x0102);
+}
+
+#[test]
+fn memory_nearly_as_large_as_the_address_space() {
+    const LAST: u32 = 0xffff_f000 - 4;
+    for (address, faults) in
+        [(LAST, false), (LAST + 1, true), (0xffff_f000, true), (u32::MAX - 3, true)]
+    {
+        let (end, guest) = run_with(0xffff_f000, PAGE_OFFSET, |c| {
+            c.mov(dword_ptr(address), 0x1234_5678)?;
+            c.mov(dword_ptr(PAGE_OFFSET - 2), 0x4321)?;
+            c.hypercall(Hypercall::LguestInit { data: Phys(DATA) })?;
+            c.power_off()
+        });
+        if faults {
+            let fault = GuestVirt(address.max(0xffff_f000));
+            let kill = Kill::NoHandler { vector: 14, error: 2, address: fault, eip: ENTRY };
+            assert_eq!(end, End::Killed(kill));
+        } else {
+            assert_eq!((end, guest.word(LAST)), (End::PowerOff, 0x1234_5678));
+            assert_eq!(guest.word(PAGE_OFFSET - 2), 0x4321);
         }
     }
 }
