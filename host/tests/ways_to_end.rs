@@ -220,6 +220,20 @@ fn a_mapped_access_in_the_top_4_mib() {
 }
 
 #[test]
+fn an_access_there_is_a_page_fault_for_later_guests_whatever_their_tables_say() {
+    for generation in LATER {
+        let guest = TinyGuest::of(generation).reporting(14, 1);
+        guest.put_word(DIRECTORY + 1023 * 4, USER_TABLE | 7);
+        let outcome = guest
+            .user(|c| c.mov(eax, dword_ptr(0xffc0_0010u32)))
+            .kernel(|c| c.enter_user())
+            .run()
+            .powered_off();
+        assert_eq!(outcome.result(0), 4, "{generation}");
+    }
+}
+
+#[test]
 fn an_access_there_that_is_not_mapped_is_a_page_fault() {
     let outcome =
         TinyGuest::new().reporting(14, 1).kernel(|c| c.mov(eax, dword_ptr(0xffc0_0010u32))).run();
