@@ -123,6 +123,9 @@ pub(crate) struct Rules {
     forbidden: u32,
     /// Frames beyond memory belong to devices.
     devices: bool,
+    /// An access to the topmost addresses ends the guest if its tables have anything there; else
+    /// nothing is ever mapped there, whatever they say.
+    top_is_forbidden: bool,
 }
 
 impl Rules {
@@ -131,7 +134,11 @@ impl Rules {
         let levels = if generation.starts_with_page_tables() { Levels::Two } else { Levels::None };
         let strict = generation <= Generation::V2_6_24;
         let forbidden = if strict { FORBIDDEN_PAGE_FLAGS } else { PSE };
-        Self { levels, forbidden, devices: generation == Generation::V4_0 }
+        let devices = generation == Generation::V4_0;
+        // Linux's table for the topmost addresses is there from the start, and empty; and which address a
+        // program of its users tries is nothing that it could prevent.
+        let top_is_forbidden = generation == Generation::First;
+        Self { levels, forbidden, devices, top_is_forbidden }
     }
 
     /// Whether a present entry of the last level is one the interface allows.
@@ -309,7 +316,10 @@ impl Walk<'_> {
             return Err(refused(0));
         }
         if address.0 >= levels.reserved() {
-            return Err(Kill::ReservedAddress { what: "an access", address }.into());
+            return Err(match self.rules.top_is_forbidden {
+                true => Kill::ReservedAddress { what: "an access", address }.into(),
+                false => refused(0),
+            });
         }
         let index = address.page_number() % levels.entries();
         let at = directory.table().wrapping_add(index * levels.entry_bytes());
