@@ -219,6 +219,10 @@ impl Environment for Guest {
         }
     }
 
+    fn is_settled(&self, selector: u16) -> bool {
+        matches!(self.segments.find(selector, &self.registers), Place::Known(_))
+    }
+
     fn read_device(&mut self, at: GuestPhys, into: &mut [u8]) {
         self.bus.read(at, into);
     }

@@ -18,7 +18,7 @@ use lguest_abi::hypercall::{
     number,
 };
 use lguest_abi::lguest_data::HCALL_RING_SIZE;
-use lguest_abi::segments::{GDT_ENTRIES, KERNEL_LEVEL, TLS_ENTRIES};
+use lguest_abi::segments::{GDT_ENTRIES, KERNEL_LEVEL, TLS_ENTRIES, TLS_FIRST};
 use lguest_abi::traps::is_for_system_calls;
 use lguest_processor::TableRegister;
 use lguest_switcher::{Access, Environment, Gpr, GuestPhys, GuestVirt, SegmentRegister};
@@ -145,6 +145,7 @@ impl Machine {
                 if !self.guest.segments.load_entry(entry, u64::from(high) << 32 | u64::from(low)) {
                     return Err(Kill::GdtTooLarge { entries: entry.saturating_add(1) }.into());
                 }
+                self.vcpu.descriptors_changed(entry as u16..entry as u16 + 1);
             }
             Hypercall::Shutdown { restart: true, .. } => return Err(End::Restart),
             Hypercall::Shutdown { message, restart: false } => {
@@ -239,6 +240,7 @@ impl Machine {
         self.read_descriptors("GDT", table, copy)?;
         let base = GuestVirt(table.0.wrapping_add(self.guest.page_offset));
         self.guest.segments.load_gdt(copy);
+        self.vcpu.descriptors_changed(0..u16::MAX);
         let limit = (entries * 8).saturating_sub(1);
         self.guest.registers.gdt = TableRegister { base, limit };
         Ok(())
@@ -249,6 +251,7 @@ impl Machine {
         let mut copy = [0; TLS_ENTRIES as usize];
         self.read_descriptors("TLS descriptors", descriptors, &mut copy)?;
         self.guest.segments.load_tls(&copy);
+        self.vcpu.descriptors_changed(TLS_FIRST as u16..(TLS_FIRST + TLS_ENTRIES) as u16);
         Ok(())
     }
 

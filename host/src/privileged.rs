@@ -52,6 +52,9 @@ impl Machine {
         }
         let result = execute(&mut self.vcpu, &mut self.guest, instruction);
         self.guest.verdict()?;
+        if instruction.mnemonic() == Mnemonic::Lgdt {
+            self.vcpu.descriptors_changed(0..u16::MAX);
+        }
         let Done { effect, hits } = match result {
             Ok(done) => done,
             Err(exception) => return self.trap(exception),

@@ -4,7 +4,7 @@
 //! guest code runs; TF, IF, IOPL, NT, RF, VM, AC and ID are kept here, because translated code must never
 //! change the host's. [`Cpu::eflags`] puts the two halves together.
 
-use crate::frame::{Frame, POISON, SegmentSlot};
+use crate::frame::{Frame, NO_RELOAD, POISON, SegmentSlot};
 use crate::translate::{Assumptions, Pace};
 
 /// CF, PF, AF, ZF, SF, DF and OF: the flags that translated code changes by itself.
@@ -242,7 +242,29 @@ impl Cpu {
         let bit = 1 << index;
         let flat = segment.is_flat(register);
         self.flat = if flat { self.flat | bit } else { self.flat & !bit };
+        self.frame.reloads[index] = NO_RELOAD;
+        if segment.selector & !3 == 0 {
+            // No table has a say in it.
+            self.settle(register);
+        }
         self.refresh_slot(index);
+    }
+
+    /// Loading the same selector into `register` again would change nothing, whatever the current level: translated code may
+    /// leave it out until somebody changes what the selector names.
+    pub(crate) fn settle(&mut self, register: SegmentRegister) {
+        let selector = self.segments[register as usize].selector;
+        self.frame.reloads[register as usize] = u32::from(selector).wrapping_neg();
+    }
+
+    /// Entries of the tables have changed, those with these indexes: what was loaded from them counts as before, but a load
+    /// looks them up again.
+    pub(crate) fn unsettle(&mut self, entries: std::ops::Range<u16>) {
+        for (segment, reload) in self.segments.iter().zip(&mut self.frame.reloads) {
+            if segment.selector & !3 != 0 && entries.contains(&(segment.selector >> 3)) {
+                *reload = NO_RELOAD;
+            }
+        }
     }
 
     /// Brings what translated code knows of the segments up to date after a change of the current window.

@@ -78,6 +78,14 @@ pub trait Environment {
         Ok(())
     }
 
+    /// What `selector` names can't change without the embedder's calling
+    /// [`Vcpu::descriptors_changed`](crate::Vcpu::descriptors_changed), and is marked as accessed. Then loading it over and over is cheap. A
+    /// table in memory that the guest can write to promises no such thing.
+    fn is_settled(&self, selector: u16) -> bool {
+        let _ = selector;
+        false
+    }
+
     /// Reads physical addresses where there is no memory, in one access that doesn't leave its page: a device's registers,
     /// perhaps. An empty bus gives ones.
     fn read_device(&mut self, at: GuestPhys, into: &mut [u8]) {

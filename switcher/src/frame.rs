@@ -76,6 +76,9 @@ pub(crate) struct SegmentSlot {
 /// Not canonical, whatever 32 bits are added: an access through it raises #GP in the host.
 pub(crate) const POISON: u64 = 0x4000_0000_0000_0000;
 
+/// Not 0 minus any selector.
+pub(crate) const NO_RELOAD: u32 = 1 << 31;
+
 /// Bytes of the bounce buffer: fxsave's 512, and room for an operand that starts unaligned.
 pub(crate) const BOUNCE_BYTES: usize = 640;
 
@@ -129,6 +132,8 @@ pub(crate) struct Frame {
     pub(crate) fault_error: u64,
     pub(crate) fault_trap: u64,
     pub(crate) fault_rip: u64,
+    /// For each segment register, 0 minus the selector whose load would change nothing; [`NO_RELOAD`] when there is none.
+    pub(crate) reloads: [u32; 6],
 }
 
 /// MXCSR after reset: all exceptions masked (SDM volume 1, section "MXCSR Control and Status Register").
@@ -162,6 +167,7 @@ impl Frame {
             fault_error: 0,
             fault_trap: 0,
             fault_rip: 0,
+            reloads: [NO_RELOAD; 6],
         }
     }
 }
@@ -184,6 +190,11 @@ pub(crate) mod offset {
     /// Where segment `index` (es, cs, ss, ds, fs, gs) keeps its base.
     pub(crate) const fn segment_base(index: usize) -> i32 {
         (offset_of!(Frame, segments) + index * size_of::<SegmentSlot>()) as i32
+    }
+
+    /// Where the frame has what to add to a selector to see that loading it into segment `index` changes nothing.
+    pub(crate) const fn reload(index: usize) -> i32 {
+        (offset_of!(Frame, reloads) + index * size_of::<u32>()) as i32
     }
 
     /// Where segment `index` keeps its selector.

@@ -7,13 +7,14 @@
 //! - [`bounce`]: instructions whose operand goes through a buffer;
 //! - [`breakpoints`]: breakpoints, and the traps behind an instruction;
 //! - [`routes`]: what faults have taught;
-//! - [`code_store`], [`fetches`]: translated code, and the way to it;
+//! - [`code_store`], [`fetches`]: translated code, and the way to it; [`decoded`]: instructions that Rust saw not long ago;
 //! - [`spaces`]: the worlds of kernel and users;
 //! - [`guest_bus`]: memory for everything that Rust does in the guest's name.
 
 mod bounce;
 mod breakpoints;
 mod code_store;
+mod decoded;
 mod dispatch;
 mod faults;
 mod fetches;
@@ -38,6 +39,7 @@ use crate::memory::{CodeWrites, GuestMemory};
 use crate::translate::Assumptions;
 use bounce::Bounce;
 use code_store::{CodeSegment, CodeStore, Dropped};
+use decoded::DecodedCache;
 use faults::Fault;
 use guest_bus::GuestBus;
 use iced_x86::Instruction;
@@ -141,6 +143,7 @@ pub struct Vcpu {
     /// Data breakpoints hit by an instruction behind which no trap comes.
     held: u32,
     statistics: Statistics,
+    decoded: DecodedCache,
     /// Reused by each translation.
     bytes: Vec<u8>,
     kick: Arc<Kick>,
@@ -229,6 +232,7 @@ impl Vcpu {
             looked_at: false,
             held: parts.held,
             statistics: parts.statistics,
+            decoded: DecodedCache::new(),
             bytes: Vec::new(),
             kick: parts.kick,
             alarm,
@@ -416,6 +420,12 @@ impl Vcpu {
         let user = self.cpu.cpl() == 3;
         let mut bus = GuestBus::new(env, &self.spaces, &self.memory, user);
         emulate::load_segment(&mut self.cpu, &mut bus, register, selector)
+    }
+
+    /// Descriptors have changed that were [settled](Environment::is_settled): those at these indexes of the global table. Segment
+    /// registers keep what they were loaded with.
+    pub fn descriptors_changed(&mut self, entries: std::ops::Range<u16>) {
+        self.cpu.unsettle(entries);
     }
 
     /// Carries out a protected-mode `iret` with operands of `size` bytes (4 for `iretd`, 2 for

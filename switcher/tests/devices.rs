@@ -17,6 +17,7 @@ fn with_device(program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) ->
     let mut guest = Guest::kernel(&program);
     let page = Page { frame: PHYS / PAGE_SIZE, writable: true, user: false };
     guest.tables.pages.insert(REGISTERS / PAGE_SIZE, page);
+    guest.tables.has_device = true;
     guest
 }
 

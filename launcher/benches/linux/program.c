@@ -27,6 +27,22 @@ static uint64_t now(void)
 	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
+/*
+ * Kernels take a second or two to trust the time stamp counter; until then their clock moves with the timer's
+ * interrupts.
+ */
+static void wait_for_a_fine_clock(void)
+{
+	for (int tries = 0; tries < 100; tries++) {
+		uint64_t start = now(), next;
+		while ((next = now()) == start)
+			;
+		if (next - start < 100 * 1000)
+			return;
+		usleep(100 * 1000);
+	}
+}
+
 /* Does something `count` times in a row. */
 typedef void (*work)(unsigned count);
 
@@ -234,6 +250,7 @@ int main(int argc, char **argv)
 		return 0;
 	puts("ready");
 	fflush(stdout);
+	wait_for_a_fine_clock();
 	pid_t other = echo();
 	measure("getppid", getppid_call);
 	measure("pipe", pipe_round_trip);

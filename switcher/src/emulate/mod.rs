@@ -80,6 +80,9 @@ pub(crate) trait Bus {
     /// The page fault of reading the table.
     fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, Exception>;
 
+    /// Whether the embedder will tell when what the selector names changes.
+    fn is_settled(&self, selector: u16) -> bool;
+
     /// Sets the accessed bit of the descriptor in its table.
     ///
     /// # Errors

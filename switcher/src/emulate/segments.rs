@@ -28,6 +28,9 @@ pub(crate) fn load_segment(
 ) -> Result<(), Exception> {
     let segment = examine(cpu, bus, register, selector)?;
     cpu.set_segment(register, segment);
+    if bus.is_settled(selector) {
+        cpu.settle(register);
+    }
     Ok(())
 }
 

@@ -118,6 +118,10 @@ impl Bus for Memory {
         Ok(self.table.get(usize::from(selector / 8)).copied())
     }
 
+    fn is_settled(&self, _: u16) -> bool {
+        false
+    }
+
     fn mark_accessed(&mut self, selector: u16) -> Result<(), Exception> {
         if let Some(descriptor) = self.table.get_mut(usize::from(selector / 8)) {
             *descriptor |= 1 << 40;
@@ -158,6 +162,7 @@ fn frame() -> Frame {
         exit: 0,
         bounce_bit: 0,
         timestamp_trap: 0,
+        reloads: [crate::frame::NO_RELOAD; 6],
         segments: [SegmentSlot { base: 0, selector: 0, window: 0 }; 6],
         pick: [0; 256],
         xmm: [[0; 16]; 8],

@@ -25,6 +25,8 @@ pub(super) enum Way {
     MaskedStore,
     /// `mov` from a segment register.
     SegmentRead,
+    /// `mov` and `pop` to a segment register other than cs and ss.
+    SegmentLoad,
     /// `rdtsc`.
     Timestamp,
     /// `xlat`.
@@ -126,6 +128,9 @@ fn way_by_code(code: Code) -> Option<Way> {
         C::Pushd_ES | C::Pushd_CS | C::Pushd_SS | C::Pushd_DS | C::Pushd_FS | C::Pushd_GS => {
             Way::Push
         }
+        C::Mov_Sreg_rm16 | C::Mov_Sreg_r32m16 => Way::SegmentLoad,
+        C::Popw_ES | C::Popw_DS | C::Popw_FS | C::Popw_GS => Way::SegmentLoad,
+        C::Popd_ES | C::Popd_DS | C::Popd_FS | C::Popd_GS => Way::SegmentLoad,
         _ if names_special_register(code) => Way::Emulated,
         C::Call_rel32_32 | C::Call_rm32 => Way::Call,
         C::Jmp_rel8_32 | C::Jmp_rel32_32 | C::Jmp_rm32 => Way::Jump,

@@ -3,7 +3,7 @@
 //! The host's own CR0.TS is never set, so translated code must ask. The question leaves the
 //! flags alone: `jrcxz` jumps without looking at them, and rcx waits in r9 meanwhile.
 
-use super::assembler::{OpenJump, Place, Reg, Width};
+use super::assembler::{Assembler, OpenJump, Place, Reg, Width};
 use super::stubs::exception_stub;
 use super::unit::Translator;
 use crate::frame::offset;
@@ -21,10 +21,15 @@ impl Translator<'_> {
 
     /// A jump that is taken if the frame's 32-bit field at `field` isn't 0. Nothing changes but r9.
     pub(super) fn leave_if(&mut self, field: i32) -> OpenJump {
+        self.leave_unless_zero(|hot| hot.load(Width::Dword, Reg::ECX, Place::Frame(field)))
+    }
+
+    /// A jump that is taken unless ecx is 0 after `compute`, which changes nothing else. Nothing changes but r9.
+    pub(super) fn leave_unless_zero(&mut self, compute: impl FnOnce(&mut Assembler)) -> OpenJump {
         /// Bytes of the second `mov` and the `jmp`.
         const WAY_OUT: u8 = 8;
         self.hot.copy(Width::Qword, Reg::R9, Reg::ECX);
-        self.hot.load(Width::Dword, Reg::ECX, Place::Frame(field));
+        compute(&mut self.hot);
         self.hot.skip_if_rcx_is_zero(WAY_OUT);
         self.hot.copy(Width::Dword, Reg::ECX, Reg::R9);
         let leave = self.hot.jump();

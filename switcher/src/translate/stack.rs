@@ -84,6 +84,19 @@ impl Translator<'_> {
         }
     }
 
+    /// `r13d = the selector on top of the stack`, which stays there.
+    pub(super) fn selector_on_top(&mut self, instruction: &Instruction) {
+        let (width, _) = stack_width(instruction);
+        self.hot.load(width, Reg::R13, TOP);
+        self.hot.zero_extend_word(Reg::R13, Reg::R13);
+    }
+
+    /// Drops the selector that a `pop` of a segment register has read.
+    pub(super) fn drop_selector(&mut self, instruction: &Instruction) {
+        let (_, bytes) = stack_width(instruction);
+        self.move_stack(i32::from(bytes));
+    }
+
     /// `leave`: esp becomes ebp, and ebp is popped.
     pub(super) fn leave(&mut self, instruction: &Instruction, route: Route) {
         if !self.request.assumptions.flat || route != Route::Window {

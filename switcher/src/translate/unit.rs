@@ -101,6 +101,7 @@ impl<'r> Translator<'r> {
             Way::Environment => self.bounced(instruction),
             Way::MaskedStore => self.masked_store(instruction, route),
             Way::SegmentRead => self.segment_read(instruction),
+            Way::SegmentLoad => self.segment_load(instruction, route),
             Way::Timestamp => self.timestamp(instruction),
             Way::TableLookup => self.table_lookup(instruction, route),
             Way::Push => self.push(instruction, route),

@@ -42,7 +42,7 @@ impl Vcpu {
     /// Copies the operand of the instruction at eip into the buffer.
     pub(super) fn bounce_in(&mut self, env: &mut dyn Environment) -> Result<Resume, Exit> {
         let body = self.cpu.frame.detail;
-        let instruction = self.instruction(env)?;
+        let instruction = self.translated_instruction(env)?;
         self.prepare_bounce(env, &instruction).map_err(Exit::Exception)?;
         Ok(Resume::Halfway(body))
     }

@@ -2,6 +2,7 @@
 
 use super::Vcpu;
 use super::code_store::PageKey;
+use super::decoded::Found;
 use super::fetches::CodeId;
 use crate::address::{GuestPhys, GuestVirt, PAGE_SIZE};
 use crate::cpu::SegmentRegister;
@@ -221,6 +222,24 @@ impl Vcpu {
         let last_frame = self.fetch_next_page(env)?;
         let (bytes, _) = self.straddling_bytes(frame, last_frame);
         Ok(decoder(&bytes, eip).decode())
+    }
+
+    /// The instruction at eip, which translated code has just left for.
+    pub(super) fn translated_instruction(
+        &mut self,
+        env: &mut dyn Environment,
+    ) -> Result<Instruction, Exit> {
+        let (eip, linear) = (self.cpu.eip(), self.linear_eip());
+        let place =
+            Found { eip, linear, frame: self.fetch(env, linear)?, drops: self.code.drops() };
+        if let Some(instruction) = self.decoded.get(place) {
+            return Ok(instruction);
+        }
+        let instruction = self.instruction(env)?;
+        if linear % PAGE_SIZE + instruction.len() as u32 <= PAGE_SIZE {
+            self.decoded.put(place, instruction);
+        }
+        Ok(instruction)
     }
 
     /// The frame that code at `linear` is fetched from.

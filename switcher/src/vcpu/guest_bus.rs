@@ -150,6 +150,10 @@ impl Bus for GuestBus<'_> {
         Ok(self.env.descriptor(selector)?)
     }
 
+    fn is_settled(&self, selector: u16) -> bool {
+        self.env.is_settled(selector)
+    }
+
     fn mark_accessed(&mut self, selector: u16) -> Result<(), Exception> {
         Ok(self.env.mark_accessed(selector)?)
     }

@@ -152,7 +152,7 @@ impl Vcpu {
 
     /// Carries out the instruction at eip in Rust.
     fn emulate_here(&mut self, env: &mut dyn Environment) -> Result<Resume, Exit> {
-        let instruction = self.instruction(env)?;
+        let instruction = self.translated_instruction(env)?;
         let user = self.assumptions.user;
         let mut bus = GuestBus::new(env, &self.spaces, &self.memory, user);
         let outcome = emulate(&mut self.cpu, &mut bus, &instruction).map_err(Exit::Exception)?;

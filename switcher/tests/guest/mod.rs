@@ -48,17 +48,23 @@ pub(crate) struct Tables {
     pub(crate) pages: BTreeMap<u32, Page>,
     /// Descriptors by index.
     pub(crate) descriptors: Vec<u64>,
+    /// They don't change without notice.
+    pub(crate) settled: bool,
+    /// Times the engine has asked for a descriptor.
+    pub(crate) look_ups: u32,
     /// Times the engine has asked for a translation.
     pub(crate) walks: u32,
     /// The longest run to answer with.
     pub(crate) run: u32,
-    /// What was done beyond memory.
+    /// There is a device wherever there is no memory.
+    pub(crate) has_device: bool,
+    /// What was done there.
     pub(crate) device_accesses: Vec<DeviceAccess>,
     /// Called back from each read there.
     pub(crate) kicker: Option<Kicker>,
 }
 
-/// An access where there is no memory. What is read there is the low byte of each address.
+/// An access where there is no memory. What a device gives is the low byte of each address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum DeviceAccess {
     Read(u32, usize),
@@ -88,7 +94,12 @@ impl Environment for Tables {
     }
 
     fn descriptor(&mut self, selector: u16) -> Result<Option<u64>, PageFault> {
+        self.look_ups += 1;
         Ok(self.descriptors.get(usize::from(selector / 8)).copied())
+    }
+
+    fn is_settled(&self, _: u16) -> bool {
+        self.settled
     }
 
     fn read_device(&mut self, at: GuestPhys, into: &mut [u8]) {
@@ -97,7 +108,7 @@ impl Environment for Tables {
             kicker.kick();
         }
         for (byte, at) in into.iter_mut().zip(at.0..) {
-            *byte = at as u8;
+            *byte = if self.has_device { at as u8 } else { 0xff };
         }
     }
 
