@@ -15,7 +15,7 @@
 //! - [`vm`]: the machine itself, built and run;
 //! - `devices`, [`console`], `input`, `output`: what the guest talks to; `virtio_devices`: what later guests talk to;
 //! - [`terminal`], [`rescue`]: the keyboard lent to the guest, and given back whatever happens;
-//! - [`control`]: how a guest is ended from outside; [`trace`]: how it is watched.
+//! - [`control`]: how a guest is ended from outside; [`trace`], [`statistics`]: how it is watched.
 //!
 //! From [`Vm::run`] the story goes on in `lguest-host`, which answers the guest's calls, and from there in
 //! `lguest-switcher`, which runs its instructions.
@@ -33,6 +33,7 @@ pub mod loader;
 pub mod memory_size;
 mod output;
 pub mod rescue;
+pub mod statistics;
 pub mod terminal;
 pub mod trace;
 mod virtio_devices;
@@ -44,5 +45,6 @@ pub use lguest_devices::disk::DiskConfig;
 pub use lguest_devices::network::NetworkConfig;
 pub use loader::{Generation, Kernel, KernelError, NoGeneration, ReadKernelError};
 pub use memory_size::{MemorySize, MemorySizeError};
+pub use statistics::Statistics;
 pub use trace::Trace;
 pub use vm::{BuildError, Ending, RunError, Vm, VmBuilder};

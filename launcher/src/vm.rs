@@ -10,6 +10,7 @@ use crate::devices::{DeviceSet, write_descriptors};
 use crate::layout::{Layout, LayoutError};
 use crate::loader::{Generation, Kernel, KernelError, NoGeneration};
 use crate::memory_size::MemorySize;
+use crate::statistics::Statistics;
 use crate::terminal::RawTerminal;
 use crate::virtio_devices::{self, SharedBus, VirtioDevices, bytes_behind_memory};
 use lguest_abi::generation::DeviceBus;
@@ -34,6 +35,7 @@ pub struct VmBuilder {
     networks: Vec<NetworkConfig>,
     console: Console,
     tracer: Option<Tracer>,
+    statistics: Option<Statistics>,
 }
 
 /// A virtual machine that is ready to run. It belongs to the thread that built it.
@@ -44,6 +46,7 @@ pub struct Vm {
     models: Vec<Model>,
     console: Console,
     control: Arc<Control>,
+    statistics: Option<Statistics>,
 }
 
 /// What a machine is made from, as often as the guest wants to start again.
@@ -191,6 +194,12 @@ impl VmBuilder {
         self
     }
 
+    /// Counts what happens, to be looked at when the guest has ended.
+    pub fn statistics(mut self, statistics: &Statistics) -> Self {
+        self.statistics = Some(statistics.clone());
+        self
+    }
+
     /// Makes the machine, with everything in memory and nothing run yet.
     ///
     /// # Errors
@@ -221,10 +230,21 @@ impl VmBuilder {
             virtio_devices::models(&self.disks, &self.networks)?
         };
         let mut made = plan.make()?;
-        made.machine.set_tracer(self.tracer);
+        let tracer = match &self.statistics {
+            Some(statistics) => Some(statistics.tracer(self.tracer)),
+            None => self.tracer,
+        };
+        made.machine.set_tracer(tracer);
         let control = Control::new().map_err(|error| BuildError::NoDescriptors(error.into()))?;
         control.attach(made.machine.kicker());
-        Ok(Vm { plan, made, models, console: self.console, control: Arc::new(control) })
+        Ok(Vm {
+            plan,
+            made,
+            models,
+            console: self.console,
+            control: Arc::new(control),
+            statistics: self.statistics,
+        })
     }
 }
 
@@ -272,10 +292,14 @@ impl Vm {
             None => None,
         };
         let console = std::mem::take(&mut self.console);
-        match self.plan.generation.device_bus() {
+        let ending = match self.plan.generation.device_bus() {
             DeviceBus::Dma => self.run_with_dma(console),
             bus => self.run_with_virtio(bus, console),
+        };
+        if let Some(statistics) = &self.statistics {
+            statistics.finish(self.made.machine.statistics());
         }
+        ending
     }
 
     /// With the first generation's devices.

@@ -57,6 +57,10 @@ pub(crate) struct Run {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
 
+    /// At the end, say on standard error what the time went into
+    #[arg(long)]
+    pub(crate) stats: bool,
+
     /// Take the kernel to speak this generation of lguest's interface, rather than look which
     #[arg(long, value_name = "GENERATION", value_parser = generation(), requires = "kernel")]
     pub(crate) abi: Option<Generation>,

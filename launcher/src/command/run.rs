@@ -3,9 +3,10 @@
 use crate::arguments::Run;
 use crate::failure::{Failure, of_ending};
 use crate::kernel_file;
-use lguest::{Console, Ending, Stopper, Trace, Vm, rescue};
+use lguest::{Console, Ending, Statistics, Stopper, Trace, Vm, rescue};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -49,6 +50,10 @@ pub(crate) fn run(arguments: Run) -> Result<(), Failure> {
     if let Some(trace) = &trace {
         builder = builder.trace(trace.tracer());
     }
+    let statistics = arguments.stats.then(Statistics::default);
+    if let Some(statistics) = &statistics {
+        builder = builder.statistics(statistics);
+    }
     let console = Console::stdio().map_err(|error| {
         Failure::System("standard input and output can't be the console", error)
     })?;
@@ -58,6 +63,10 @@ pub(crate) fn run(arguments: Run) -> Result<(), Failure> {
     insist_on_ending(vm.stopper(), Arc::clone(&signal), trace.clone());
 
     let ending = vm.run();
+    if let Some(statistics) = statistics {
+        // With standard error closed there is nobody left to tell.
+        let _ = write!(io::stderr(), "{statistics}");
+    }
     if let Some(Err(error)) = trace.map(|trace| trace.finish()) {
         eprintln!("lguest: the trace is incomplete: {error}");
     }
