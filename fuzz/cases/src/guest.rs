@@ -9,9 +9,10 @@ use crate::code::{self, Code};
 use crate::tiny_guest::{Code as Assembler, *};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use iced_x86::code_asm::*;
-use lguest_abi::lguest_data::offset;
+use lguest_abi::generation::CALL_WORDS;
+use lguest_abi::lguest_data::{Layout, offset};
 use lguest_abi::segments::{USER_CS, USER_DS};
-use lguest_host::{DeviceIo, Devices, End, GuestPhys, Kicker, Sections, Stop};
+use lguest_host::{DeviceIo, Devices, End, Generation, GuestPhys, Kicker, Sections, Stop};
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, Once};
 use std::thread::{self, ThreadId};
@@ -31,9 +32,9 @@ const STEPS: usize = 16;
 /// One thing that the kernel does.
 #[derive(Clone, Debug)]
 enum Step {
-    Hypercall([u32; 4]),
+    Hypercall([u32; CALL_WORDS]),
     /// An entry in the ring, pending.
-    Queue(u32, [u32; 4]),
+    Queue(u32, [u32; CALL_WORDS]),
     /// A store by virtual address.
     Store(u32, u32),
     /// A store to a word of one of the tables that the Host reads.
@@ -41,11 +42,16 @@ enum Step {
     /// Bytes that are run as they are.
     Bytes(Code),
     Interrupts(bool),
+    /// Interrupts of the devices' own, a bit for each.
+    Raise(u32),
 }
 
 /// A whole guest.
 #[derive(Clone, Debug)]
 pub struct Case {
+    generation: Generation,
+    /// Its page tables have three levels.
+    wide: bool,
     registers: [u32; 7],
     user: Code,
     flags: u32,
@@ -59,34 +65,66 @@ pub struct Case {
 
 impl<'a> Arbitrary<'a> for Case {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let flags = u.arbitrary()?;
+        let kind = Kind(u.arbitrary()?);
+        let generation = kind.generation();
+        let wide = kind.wide() && generation.may_have_three_levels();
         let mut case = Self {
-            flags: u.arbitrary()?,
-            writable_code: u.arbitrary()?,
+            generation,
+            wide,
+            flags,
+            writable_code: kind.writable_code(),
             input: place(u)?,
             registers: words(u)?,
             user: code::code(u, word)?,
             steps: Vec::new(),
         };
         while !u.is_empty() && case.steps.len() < STEPS {
-            case.steps.push(step(u)?);
+            case.steps.push(step(u, generation)?);
         }
         Ok(case)
     }
 }
 
-fn step(u: &mut Unstructured<'_>) -> Result<Step> {
-    Ok(match u.int_in_range(0..=13)? {
-        0..=3 => Step::Hypercall(hypercall(u)?),
-        4..=6 => Step::Queue(u.int_in_range(0..=63)?, hypercall(u)?),
+/// What a byte says about a guest. When there was only the first generation, it had its lowest bit alone.
+#[derive(Clone, Copy)]
+struct Kind(u8);
+
+impl Kind {
+    fn writable_code(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    fn wide(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    fn generation(self) -> Generation {
+        Generation::ALL[usize::from(self.0 >> 2) % Generation::ALL.len()]
+    }
+}
+
+fn step(u: &mut Unstructured<'_>, generation: Generation) -> Result<Step> {
+    let last = if generation == Generation::First { 13 } else { 16 };
+    Ok(match u.int_in_range(0..=last)? {
+        0..=3 => Step::Hypercall(hypercall(u, generation)?),
+        4..=6 => Step::Queue(u.int_in_range(0..=63)?, hypercall(u, generation)?),
         7 => Step::Store(word(u)?, word(u)?),
         8 | 9 => Step::Table(place(u)? & 0x1f_fffc, word(u)?),
         10..=12 => Step::Bytes(code::code(u, word)?),
-        _ => Step::Interrupts(u.arbitrary()?),
+        13 => Step::Interrupts(u.arbitrary()?),
+        14 => Step::Raise(u.int_in_range(0..=7)?),
+        _ => Step::Table(wide_place(u)?, word(u)?),
     })
 }
 
-fn hypercall(u: &mut Unstructured<'_>) -> Result<[u32; 4]> {
-    Ok([u.int_in_range(0..=17)?, word(u)?, word(u)?, word(u)?])
+fn hypercall(u: &mut Unstructured<'_>, generation: Generation) -> Result<[u32; CALL_WORDS]> {
+    if generation == Generation::First {
+        return Ok([u.int_in_range(0..=17)?, word(u)?, word(u)?, word(u)?, 0]);
+    }
+    // The last word is the upper half of an entry: most often nothing.
+    let number = u.int_in_range(0..=20)?;
+    Ok([number, word(u)?, word(u)?, word(u)?, if u.arbitrary()? { word(u)? } else { 0 }])
 }
 
 fn words<const N: usize>(u: &mut Unstructured<'_>) -> Result<[u32; N]> {
@@ -107,6 +145,20 @@ fn place(u: &mut Unstructured<'_>) -> Result<u32> {
     let place = *u.choose(&PLACES)?;
     let near = u.arbitrary()?;
     Ok(if near { place.wrapping_add_signed(u.int_in_range(-16..=4095)?) } else { place })
+}
+
+/// A word of the tables of three levels.
+fn wide_place(u: &mut Unstructured<'_>) -> Result<u32> {
+    const TABLES: [u32; 5] =
+        [POINTERS, MIDDLE_LOW, MIDDLE_HIGH, WIDE_LINEAR_TABLE, WIDE_USER_TABLE];
+    // Most often an entry that is used, rather than any.
+    let index = match u.int_in_range(0..=3)? {
+        0 => u.int_in_range(0..=511)?,
+        1 => USER_CODE >> 21,
+        _ => u.int_in_range(0..=3)?,
+    };
+    let upper = u.int_in_range(0..=7)? == 7;
+    Ok(*u.choose(&TABLES)? + index * 8 + if upper { 4 } else { 0 })
 }
 
 /// A word that may mean something: a number, an address, a page table entry, half a descriptor.
@@ -142,7 +194,11 @@ fn go_on(c: &mut Assembler, error: bool) -> Assembled {
 impl Case {
     /// The guest of this case.
     fn guest(&self) -> TinyGuest {
-        let mut guest = TinyGuest::new();
+        let mut guest = TinyGuest::of(self.generation);
+        if self.wide {
+            guest = guest.wide();
+        }
+        let layout = guest.layout;
         for vector in (0..32).filter(|vector| ![2, 8, 15, 31].contains(vector)) {
             let error = matches!(vector, 10..=14 | 17);
             guest = guest.gate(vector, 0xe, vector % 4, |c| go_on(c, error));
@@ -153,9 +209,12 @@ impl Case {
         guest.put(USER_FRAMES, &self.user.0);
         if !self.writable_code {
             guest.put_word(USER_TABLE, USER_FRAMES | 5);
+            if self.wide {
+                guest.put_word(WIDE_USER_TABLE, USER_FRAMES | 5);
+            }
         }
         guest.kernel(|c| {
-            self.steps.iter().try_for_each(|step| step.assemble(c))?;
+            self.steps.iter().try_for_each(|step| step.assemble(c, layout))?;
             c.mov(eax, u32::from(USER_DS))?;
             c.mov(ds, eax)?;
             c.mov(es, eax)?;
@@ -201,19 +260,20 @@ pub struct Outcome {
 }
 
 impl Step {
-    fn assemble(&self, c: &mut Assembler) -> Assembled {
+    fn assemble(&self, c: &mut Assembler, layout: &Layout) -> Assembled {
         match self {
             Self::Hypercall(words) => c.raw_hypercall(*words),
             Self::Queue(slot, words) => {
-                for (index, word) in (0..).zip(words) {
-                    c.set_field(offset::HCALLS + slot * 16 + index * 4, *word)?;
+                for (at, word) in ring_entry(layout, *slot, *words) {
+                    c.set_field(at, word)?;
                 }
-                c.mov(byte_ptr(virt(DATA + offset::HCALL_STATUS + slot)), 0)
+                c.mov(byte_ptr(virt(DATA + layout.hcall_status + slot)), 0)
             }
             Self::Store(at, value) => c.mov(dword_ptr(*at), *value),
             Self::Table(at, value) => c.mov(dword_ptr(virt(*at)), *value),
             Self::Bytes(bytes) => c.db(&bytes.0),
             Self::Interrupts(on) => c.set_field(offset::IRQ_ENABLED, u32::from(*on) << 9),
+            Self::Raise(irqs) => c.raise(*irqs),
         }
     }
 }

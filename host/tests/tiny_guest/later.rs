@@ -125,7 +125,7 @@ impl TinyGuest {
         self.put_wide(MIDDLE_LOW, WIDE_LINEAR_TABLE | 7);
         self.put_wide(MIDDLE_HIGH, WIDE_LINEAR_TABLE | 7);
         for page in 0..MEMORY / 0x1000 {
-            self.put_wide(WIDE_LINEAR_TABLE + page * 8, page * 0x1000 | 7);
+            self.put_wide(WIDE_LINEAR_TABLE + page * 8, (page * 0x1000) | 7);
         }
         self.put_wide(MIDDLE_LOW + (USER_CODE >> 21) * 8, WIDE_USER_TABLE | 7);
         for page in 0..3 {
