@@ -142,7 +142,7 @@ fn a_ring_of_garbage() {
             let guest = of_kind(kind);
             for slot in 0..HCALL_RING_SIZE as u32 {
                 // Numbers that exist, but for some; and arguments that are plausible, but for some.
-                let strange = garbage.word() % 32 == 0;
+                let strange = garbage.word().is_multiple_of(32);
                 let number = if strange { garbage.word() } else { garbage.word() % 20 };
                 let arguments = [(); 4].map(|()| garbage.argument());
                 if number != number::HALT {
@@ -271,7 +271,7 @@ fn tables_of_garbage() {
                         _ => garbage.word() % 512,
                     };
                     let at = table + index * 8;
-                    let high = if garbage.word() % 8 == 0 { garbage.word() } else { 0 };
+                    let high = if garbage.word().is_multiple_of(8) { garbage.word() } else { 0 };
                     [at, garbage.entry(), high]
                 })
                 .collect();

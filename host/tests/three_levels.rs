@@ -177,34 +177,36 @@ fn what_three_levels_may_not_have() {
     // Pointers have nothing but present; middle entries what a directory's have; neither has anything in its upper half, nor
     // a page entry. Large pages don't exist, and nothing before 4.0 is beyond memory.
     let (middle, last) = (MIDDLE_LOW + (USER_CODE >> 21) * 8, entry(4));
-    let address = GuestVirt(page(4));
-    let directory = |entry: u64| Kill::BadPageDirectoryEntry { entry, address };
-    let table = |entry: u64| Kill::BadPageTableEntry { entry, address };
-    let cases: [(u32, u64, &dyn Fn(u64) -> Kill); 14] = [
-        (POINTERS, u64::from(MIDDLE_LOW) | 3, &directory),
-        (POINTERS, u64::from(MIDDLE_LOW) | 5, &directory),
-        (POINTERS, u64::from(MIDDLE_LOW) | 0x21, &directory),
-        (POINTERS, u64::from(MIDDLE_LOW) | 1 | 1 << 32, &directory),
-        (POINTERS, u64::from(MEMORY + 0x1000) | 1, &directory),
-        (middle, u64::from(WIDE_USER_TABLE) | 0x87, &directory),
-        (middle, u64::from(WIDE_USER_TABLE) | 0xf, &directory),
-        (middle, u64::from(WIDE_USER_TABLE) | 0x107, &directory),
-        (middle, u64::from(WIDE_USER_TABLE) | 7 | 1 << 63, &directory),
-        (middle, u64::from(MEMORY + 0x1000) | 7, &directory),
-        (last, u64::from(FRAME) | 0x87, &table),
-        (last, u64::from(FRAME) | 7 | 1 << 32, &table),
-        (last, u64::from(FRAME) | 7 | 1 << 63, &table),
-        (last, 0xffff_ffff_ffff_f007, &table),
+    let cases = [
+        (POINTERS, u64::from(MIDDLE_LOW) | 3),
+        (POINTERS, u64::from(MIDDLE_LOW) | 5),
+        (POINTERS, u64::from(MIDDLE_LOW) | 0x21),
+        (POINTERS, u64::from(MIDDLE_LOW) | 1 | 1 << 32),
+        (POINTERS, u64::from(MEMORY + 0x1000) | 1),
+        (middle, u64::from(WIDE_USER_TABLE) | 0x87),
+        (middle, u64::from(WIDE_USER_TABLE) | 0xf),
+        (middle, u64::from(WIDE_USER_TABLE) | 0x107),
+        (middle, u64::from(WIDE_USER_TABLE) | 7 | 1 << 63),
+        (middle, u64::from(MEMORY + 0x1000) | 7),
+        (last, u64::from(FRAME) | 0x87),
+        (last, u64::from(FRAME) | 7 | 1 << 32),
+        (last, u64::from(FRAME) | 7 | 1 << 63),
+        (last, 0xffff_ffff_ffff_f007),
     ];
     for generation in WIDE {
-        for (at, entry, kill) in cases {
+        for (at, entry) in cases {
             let outcome = wide(generation).kernel(|c| {
                 c.mov(dword_ptr(virt(at) + 4), (entry >> 32) as u32)?;
                 c.mov(dword_ptr(virt(at)), entry as u32)?;
                 c.hypercall(Hypercall::FlushTlb { scope: FlushScope::All })?;
                 look(c, 0, page(4))
             });
-            outcome.run().killed(kill(entry));
+            let address = GuestVirt(page(4));
+            outcome.run().killed(if at == last {
+                Kill::BadPageTableEntry { entry, address }
+            } else {
+                Kill::BadPageDirectoryEntry { entry, address }
+            });
         }
     }
 }
