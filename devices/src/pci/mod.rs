@@ -1,7 +1,7 @@
 //! **PCI**: a bus on which a guest finds its devices by itself.
 //!
 //! There is one bus, with a host bridge in slot 0 and [functions] from slot 1 on. Each has 256 bytes of configuration
-//! ([config_space](config_space)), which the guest reaches through two ports: it writes to one which device and which register it means,
+//! ([`config_space`]), which the guest reaches through two ports: it writes to one which device and which register it means,
 //! and then accesses the other (*PCI Local Bus Specification*, Configuration Mechanism #1). In there a device says what it is, and where
 //! in the memory's addresses its registers are to be; an access there is an access to the device.
 //!
