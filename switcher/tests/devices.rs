@@ -6,6 +6,8 @@ use guest::{DeviceAccess, Guest, MEMORY, Page};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lguest_switcher::{Exit, Gpr, PAGE_SIZE};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 /// Where the kernel sees the device's page.
 const REGISTERS: u32 = 0xc070_0000;
@@ -77,6 +79,38 @@ fn a_kick_in_the_middle_of_a_load_comes_behind_it() {
         let sum = 0x1312_1110u32.wrapping_add(if read { 0x2322_2120 } else { 0 });
         assert_eq!(guest.gpr(Gpr::Eax), sum);
     }
+}
+
+/// The call may also come when the answer is on its way to its register.
+#[test]
+fn kicks_at_any_moment_repeat_no_load() {
+    const LOADS: u32 = 500_000;
+    let mut guest = with_device(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, LOADS)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut again)?;
+        a.add(eax, dword_ptr(REGISTERS + 0x10))?;
+        a.dec(ecx)?;
+        a.jnz(again)
+    });
+    let (kicker, done) = (guest.vcpu.kicker(), AtomicBool::new(false));
+    let kicks = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                kicker.kick();
+            }
+        });
+        let mut kicks = 0;
+        while guest.run() == Exit::Kicked {
+            kicks += 1;
+        }
+        done.store(true, Ordering::Relaxed);
+        kicks
+    });
+    assert!(kicks > 0);
+    assert_eq!(guest.tables.device_accesses.len(), LOADS as usize);
+    assert_eq!(guest.gpr(Gpr::Eax), 0x1312_1110u32.wrapping_mul(LOADS));
 }
 
 #[test]

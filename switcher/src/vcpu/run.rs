@@ -85,6 +85,8 @@ impl Vcpu {
             Reason::Fault => self.host_fault(env),
             Reason::Bounce => self.bounce_in(env),
             Reason::BounceDone => self.bounce_out(env),
+            // Nothing of the instruction has run yet; the kick stays for afterwards.
+            Reason::Kicked if undisturbed => Ok(resume),
             Reason::Kicked if self.kick.take() => Err(Exit::Kicked),
             Reason::Kicked => Ok(Resume::Eip),
             Reason::Exception => Err(Exit::Exception(decided_exception(detail))),
