@@ -182,6 +182,7 @@ struct Lines {
 }
 
 impl InterruptLines {
+    // ANCHOR: raise_line
     /// Raises interrupt `irq`, 0..32, once; a higher one is ignored. It stays raised until it is delivered.
     pub fn raise(&self, irq: u8) {
         if irq >= IRQS {
@@ -194,6 +195,7 @@ impl InterruptLines {
             kicker.kick();
         }
     }
+    // ANCHOR_END: raise_line
 
     /// Who is to look up: at once, since something may have been raised already.
     pub(crate) fn attach(&self, kicker: Kicker) {

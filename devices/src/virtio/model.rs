@@ -83,6 +83,7 @@ pub trait ConfigWrites: Send {
     fn written(&mut self, offset: usize, bytes: &[u8]);
 }
 
+// ANCHOR: work
 /// What a device does, on its own thread, from when the driver is ready until it resets the device.
 pub trait Work: Send {
     /// A new driver: chains that were kept are gone. `features` are those both sides know.
@@ -100,3 +101,4 @@ pub trait Work: Send {
         None
     }
 }
+// ANCHOR_END: work

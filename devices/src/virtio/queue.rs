@@ -219,6 +219,7 @@ pub struct Ring {
 }
 
 impl Ring {
+    // ANCHOR: take_chain
     /// Takes the next chain. `None` means that there is none and that the driver will ring when there is; or that work is
     /// to stop.
     ///
@@ -244,6 +245,7 @@ impl Ring {
             self.listening = true;
         }
     }
+    // ANCHOR_END: take_chain
 
     /// Gives a chain back, and tells the driver if it wants to know.
     ///
