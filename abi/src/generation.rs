@@ -103,6 +103,7 @@ impl Generation {
         }
     }
 
+    // ANCHOR: argument_registers
     /// The registers of a call's arguments, first to last. eax has its number, and gets its result.
     #[must_use]
     pub const fn argument_registers(self) -> &'static [ArgumentRegister] {
@@ -113,6 +114,7 @@ impl Generation {
             &[Ebx, Ecx, Edx, Esi]
         }
     }
+    // ANCHOR_END: argument_registers
 
     /// The layouts that the structure which guest and Host share may have. Where there are several, from
     /// kernels that followed each other closely, the guest's own `kernel_address` tells which it is.

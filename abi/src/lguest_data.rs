@@ -243,6 +243,7 @@ impl Layout {
         ..Self::V2_6_24
     };
 
+    // ANCHOR: layouts_since_2_6_31
     /// With a fourth argument in each entry of the ring.
     pub const V2_6_31: Self = Self {
         size: 1396,
@@ -265,6 +266,7 @@ impl Layout {
         syscall_vec: Some(1388),
         ..Self::V2_6_31
     };
+    // ANCHOR_END: layouts_since_2_6_31
 
     /// One instruction is protected, since the other isn't in the way any more.
     pub const V4_0: Self = Self {

@@ -34,6 +34,7 @@ impl Guest {
         self.pin_stack(vcpu)
     }
 
+    // ANCHOR: levels_of
     /// How many levels the tables at `named` have, which nobody says. The kernel's own addresses must be mapped: with two
     /// levels by an entry of 32 bits, which is at a place that is empty in the four entries of three levels.
     fn levels_of(&self, named: GuestPhys) -> Result<Levels, Kill> {
@@ -49,6 +50,7 @@ impl Guest {
         let three = self.generation.may_have_three_levels() && !maps_kernel;
         Ok(if three { Levels::Three } else { two })
     }
+    // ANCHOR_END: levels_of
 
     /// NEW_PGTABLE: switches to another page directory.
     pub(crate) fn switch_root(&mut self, vcpu: &mut Vcpu, named: GuestPhys) -> Result<(), Kill> {

@@ -25,6 +25,7 @@ const FAULT_AROUND: u32 = 16;
 /// Pages that are mapped at once while memory is shown one-to-one.
 const ONE_TO_ONE_PAGES: u32 = 4096;
 
+// ANCHOR: levels
 /// How many levels of tables lead from an address to a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Levels {
@@ -36,6 +37,7 @@ pub(crate) enum Levels {
     /// Paging").
     Three,
 }
+// ANCHOR_END: levels
 
 /// The addresses that one table of the last level maps are a *slot*: 4 MiB, or 2 MiB where there are three levels.
 impl Levels {

@@ -51,6 +51,7 @@ impl SharedData {
             return Err(Kill::BadAddress { what: "LguestData", start: at, bytes: u64::from(size) });
         }
         let with = |layout| Self { at, layout, noirq: 0..0, cursor: 0 };
+        // ANCHOR: confirming_generation
         let fits = |shared: &Self| {
             memory.contains(at, shared.layout.size)
                 && match shared.layout.kernel_address {
@@ -64,6 +65,7 @@ impl SharedData {
             generation,
             expected: kernel_address,
         })?;
+        // ANCHOR_END: confirming_generation
         shared.noirq = match shared.layout.noirq {
             NoIrq::Range(start, end) => shared.word(memory, start)..shared.word(memory, end),
             NoIrq::At(field) => {
