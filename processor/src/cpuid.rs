@@ -3,7 +3,8 @@
 //! It is the host's in name and model, with the features that the Switcher translates and no
 //! others. What isn't offered doesn't exist: the Switcher raises #UD for it.
 
-use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
+use std::arch::x86_64::{__cpuid, CpuidResult};
+use std::sync::LazyLock;
 
 /// Leaf 1, edx: FPU, TSC, SEP, CX8, CMOV, MMX, FXSR, SSE, SSE2.
 const OFFERED_EDX: u32 =
@@ -16,27 +17,39 @@ const HIGHEST: u32 = 1;
 const HIGHEST_EXTENDED: u32 = 0x8000_0004;
 const FIRST_EXTENDED: u32 = 0x8000_0000;
 
+/// First leaf of the brand string.
+const BRAND: u32 = 0x8000_0002;
+const NOTHING: CpuidResult = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+
+/// The host's answers, asked for once: where the host is a virtual machine itself, its `cpuid` takes microseconds, and
+/// Linux serializes by it whenever it patches its code.
+struct Host {
+    vendor: CpuidResult,
+    features: CpuidResult,
+    /// Nothing where there is no brand string.
+    brand: [CpuidResult; 3],
+}
+
+static HOST: LazyLock<Host> = LazyLock::new(|| {
+    let has_brand = __cpuid(FIRST_EXTENDED).eax >= HIGHEST_EXTENDED;
+    let brand = |part: u32| if has_brand { __cpuid(BRAND + part) } else { NOTHING };
+    Host { vendor: __cpuid(0), features: __cpuid(1), brand: [0, 1, 2].map(brand) }
+});
+
 /// What `cpuid` gives for `leaf`.
 #[must_use]
 pub fn cpuid(leaf: u32) -> CpuidResult {
-    const NOTHING: CpuidResult = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
     match leaf {
-        0 => CpuidResult { eax: HIGHEST, ..__cpuid(0) },
-        1 => {
-            let host = __cpuid(1);
-            CpuidResult {
-                eax: host.eax,
-                // No brand index, no cache line flush, one processor with number 0.
-                ebx: 0,
-                ecx: host.ecx & OFFERED_ECX,
-                edx: host.edx & OFFERED_EDX,
-            }
-        }
+        0 => CpuidResult { eax: HIGHEST, ..HOST.vendor },
+        1 => CpuidResult {
+            eax: HOST.features.eax,
+            // No brand index, no cache line flush, one processor with number 0.
+            ebx: 0,
+            ecx: HOST.features.ecx & OFFERED_ECX,
+            edx: HOST.features.edx & OFFERED_EDX,
+        },
         FIRST_EXTENDED => CpuidResult { eax: HIGHEST_EXTENDED, ..NOTHING },
-        // The brand string, if the host has one.
-        0x8000_0002..=HIGHEST_EXTENDED if __cpuid(FIRST_EXTENDED).eax >= leaf => {
-            __cpuid_count(leaf, 0)
-        }
+        BRAND..=HIGHEST_EXTENDED => HOST.brand[(leaf - BRAND) as usize],
         // Extended features: of those that exist in 32-bit mode none is offered.
         _ => NOTHING,
     }
