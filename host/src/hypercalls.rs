@@ -124,12 +124,16 @@ impl Machine {
                 let root = self.guest.page_directory(GuestPhys(directory.0))?;
                 let address = GuestVirt(address.0);
                 let value = self.guest.shadow.rules().levels.entry(value);
+                // The first generation's guests may count on it that all is shown at once.
+                let lazily = !self.guest.generation.is_signed();
+                let fault = lazily.then_some(GuestVirt(self.guest.registers.cr2));
+                let change = (address, value);
                 self.guest.shadow.set_pte(
                     &mut self.vcpu,
                     &self.guest.memory,
                     root,
-                    address,
-                    value,
+                    change,
+                    fault,
                 )?;
             }
             Hypercall::SetPmd { directory, index } => {

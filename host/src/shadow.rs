@@ -194,14 +194,16 @@ impl Shadow {
     }
 
     /// SET_PTE: the entry for `address` below `root` is now `entry`. It is taken at its word:
-    /// accessed and dirty in it say what may be shown at once.
+    /// accessed and dirty in it say what may be shown at once. With `fault`, where the guest's last one was, that is
+    /// done for the page there and for one that is shown already. Others are shown when they are touched, several at a time: a
+    /// fork tells of hundreds that nobody will.
     pub(crate) fn set_pte(
         &self,
         vcpu: &mut Vcpu,
         memory: &GuestMemory,
         root: GuestPhys,
-        address: GuestVirt,
-        entry: u64,
+        (address, entry): (GuestVirt, u64),
+        fault: Option<GuestVirt>,
     ) -> Result<(), Kill> {
         let levels = self.rules.levels;
         if address.0 >= levels.reserved() {
@@ -215,8 +217,9 @@ impl Shadow {
         }
         let directory = Directory::read(memory, levels, root, address);
         let wanted = directory.ok().and_then(|above| above.showable(entry, address));
+        let asked_for = fault.is_none_or(|fault| fault.page() == address.page());
         if self.is_kernel(address) {
-            show(vcpu, View::Kernel, address, wanted);
+            show(vcpu, View::Kernel, address, wanted, asked_for);
             if self
                 .spaces
                 .iter()
@@ -225,7 +228,8 @@ impl Shadow {
                 vcpu.unmap(View::AllUsers, address.page(), 1);
             }
         } else if let Some(space) = self.spaces.iter().find(|space| space.root == root) {
-            show(vcpu, View::User(space.id), address, wanted.filter(|wanted| wanted.user));
+            let wanted = wanted.filter(|wanted| wanted.user);
+            show(vcpu, View::User(space.id), address, wanted, asked_for);
         }
         Ok(())
     }
@@ -351,11 +355,13 @@ fn holds(shown: &Mapping, wanted: Option<Mapping>, view: View) -> bool {
     })
 }
 
-/// Makes `view` show `wanted` at `address`, or nothing.
-fn show(vcpu: &mut Vcpu, view: View, address: GuestVirt, wanted: Option<Mapping>) {
+/// Makes `view` show `wanted` at `address`, or nothing; where nothing is shown, only if somebody waits for it.
+fn show(vcpu: &mut Vcpu, view: View, address: GuestVirt, wanted: Option<Mapping>, asked_for: bool) {
     let shown = vcpu.mapped(view, address.page());
     match wanted {
-        Some(wanted) if shown != Some(wanted) => vcpu.map(view, wanted),
+        Some(wanted) if shown != Some(wanted) && (asked_for || shown.is_some()) => {
+            vcpu.map(view, wanted);
+        }
         None if shown.is_some() => vcpu.unmap(view, address.page(), 1),
         _ => {}
     }
