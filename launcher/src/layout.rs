@@ -4,8 +4,8 @@
 //! they have written theirs); it is told by
 //! nobody how much memory it has, so a page of facts must lie where it looks for them. From the
 //! bottom: the boot parameters ([`boot_parameters`]), the command line,
-//! the kernel's own segments, a great deal of nothing; and from the top down: the initrd, one page
-//! directory, the [linear page tables](crate::linear_page_tables). Above all that, beyond what
+//! the kernel's own segments, a great deal of nothing; and from the top down (or from [`REACHED`], if that is
+//! lower): the initrd, one page directory, the [linear page tables](crate::linear_page_tables). Above all that, beyond what
 //! the guest is told is memory, lies the page that lists its devices.
 //!
 //! This is a contract with every kernel that was ever built for this interface: the order is not
@@ -30,7 +30,7 @@ pub struct Layout {
     generation: Generation,
 }
 
-/// The initrd's place, at the very top of memory.
+/// The initrd's place, at the very top of memory, as far as kernels reach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Initrd {
     /// Its first byte, at a page's start.
@@ -39,6 +39,10 @@ pub struct Initrd {
     pub size: u32,
 }
 // ANCHOR_END: memory_layout
+
+/// So much of memory every kernel keeps mapped and takes its initrd from. The usual 896 MiB are a limit that the boot protocol
+/// has too (`initrd_addr_max`), but guests give some of their addresses to the Host, and more at the user's request (`vmalloc=`).
+const REACHED: u32 = 768 << 20;
 
 /// Why a guest can't be laid out as asked.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -93,6 +97,16 @@ pub enum LayoutError {
         /// What would do, in bytes.
         needed: u64,
     },
+    /// There may be memory enough, but not where the kernel could use it for this.
+    #[error(
+        "the kernel, {initrd} bytes of initrd and its page tables need {needed} bytes, and kernels reach {REACHED} when they start"
+    )]
+    OutOfReach {
+        /// The initrd's bytes.
+        initrd: u64,
+        /// What they need.
+        needed: u64,
+    },
 }
 
 impl Layout {
@@ -117,13 +131,15 @@ impl Layout {
         let with_tables = generation.starts_with_page_tables();
         let tables_size = if with_tables { LinearPageTables::size(mapped) } else { 0 };
         let needed = kernel.end() + initrd_size + u64::from(tables_size);
-        // Everything is at most `needed` from the top, so that nothing below can wrap.
-        let (true, Ok(initrd_size)) =
-            (needed <= u64::from(memory.bytes()), u32::try_from(initrd_size))
-        else {
+        if needed > u64::from(memory.bytes()) {
             return Err(LayoutError::TooLittleMemory { memory, initrd, needed });
+        }
+        // Everything is at most `needed` from the top, so that nothing below can wrap.
+        let top = memory.bytes().min(REACHED);
+        let (true, Ok(initrd_size)) = (needed <= u64::from(top), u32::try_from(initrd_size)) else {
+            return Err(LayoutError::OutOfReach { initrd, needed });
         };
-        let below_initrd = GuestPhys(memory.bytes() - initrd_size);
+        let below_initrd = GuestPhys(top - initrd_size);
         let one_to_one = !generation.is_signed();
         let page_offset = kernel.page_offset();
         let tables = || LinearPageTables::below(below_initrd, mapped, page_offset, one_to_one);

@@ -110,7 +110,21 @@ fn what_does_not_fit_gets_a_sentence() {
 fn the_largest_guest_can_be_laid_out() {
     let layout = plan("4092M", &kernel_at(CODE, 0x3000), &[], 1).unwrap();
     assert_eq!(layout.devices(), GuestPhys(MemorySize::MAX.bytes()));
-    assert_eq!(layout.page_directory(), GuestPhys(MemorySize::MAX.bytes() - 0x2000));
+}
+
+/// Linux 2.6.24 leaves an initrd alone that isn't all in what it keeps mapped, and has no root then.
+#[test]
+fn the_initrd_is_where_every_kernel_reaches() {
+    let kernel = kernel_at(CODE, 0x3000);
+    for memory in ["768M", "769M", "1G", "4092M"] {
+        let layout = plan(memory, &kernel, &[], 1).unwrap();
+        assert_eq!(layout.initrd().unwrap().start, GuestPhys(768 * MIB - 0x1000), "{memory}");
+        assert_eq!(layout.page_directory(), GuestPhys(768 * MIB - 0x2000), "{memory}");
+    }
+    assert_eq!(
+        refusal("1G", &kernel, &[], 768 * u64::from(MIB)),
+        "the kernel, 805306368 bytes of initrd and its page tables need 807419904 bytes, and kernels reach 805306368 when they start"
+    );
 }
 
 #[test]
