@@ -74,7 +74,9 @@ impl Failure {
 pub(crate) fn of_ending(ending: Ending, signal: Option<i32>) -> Result<(), Failure> {
     match ending {
         Ending::PowerOff => Ok(()),
-        Ending::Crashed(message) => Err(Failure::Guest(format!("the guest crashed: {message}"))),
+        Ending::Crashed(message) => {
+            Err(Failure::Guest(format!("the guest crashed: {}", message.trim_end())))
+        }
         Ending::Killed(kill) => Err(Failure::Guest(format!("the guest was ended: {kill}"))),
         Ending::Stopped(StopReason::Interrupted) => {
             Err(Failure::Signal(signal_hook::consts::SIGINT))
@@ -108,6 +110,15 @@ impl fmt::Display for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Some kernels end it with a newline, some don't.
+    #[test]
+    fn a_guests_last_words_are_one_line() {
+        for message in ["no init", "no init\n"] {
+            let failure = of_ending(Ending::Crashed(message.into()), None).unwrap_err();
+            assert_eq!(failure.to_string(), "the guest crashed: no init");
+        }
+    }
 
     #[test]
     fn every_ending_has_its_status() {
