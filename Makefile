@@ -4,6 +4,7 @@
 #   make run        boots the bundled guest to a prompt, with BusyBox in its initrd
 #   make test       runs every test, examples in the documentation included
 #   make test-long  holds translator and processor against other processors, each time from a new seed (LONG_SECONDS each)
+#   make test-linux boots the Linux kernels that LGUEST_LINUX_KERNELS names, and tries everything on them: CONTRIBUTING.md
 #   make bench      prints how fast it is, beside the same thing done natively
 #   make bench-linux
 #                   the same for Linux guests, beside QEMU's emulation: LGUEST_LINUX_KERNELS names the kernels
@@ -22,7 +23,7 @@ TARGET       := $(or $(CARGO_TARGET_DIR),target)
 LGUEST := $(TARGET)/release/lguest
 INITRD := build/initrd.cpio
 
-.PHONY: all run test test-long bench bench-linux docs fuzz check setup test-setup guest initrd command clean
+.PHONY: all run test test-long test-linux bench bench-linux docs fuzz check setup test-setup guest initrd command clean
 
 all: command
 
@@ -49,13 +50,17 @@ run: command initrd
 	@$(LGUEST) run --memory $(MEMORY) --initrd $(INITRD)
 
 test: guest initrd test-setup
-	$(CARGO) test --workspace
+	LGUEST_LINUX_KERNELS= $(CARGO) test --workspace
 	cd kernel && $(CARGO) test --package lguest-kernel-logic --package lguest-system-calls
 
 # A failure prints the seed that repeats it.
 test-long: test-setup
 	LGUEST_ORACLE_SECONDS=$(or $(LONG_SECONDS),600) $(CARGO) test --package lguest-oracle --package lguest-system-oracle \
 		--no-fail-fast
+
+# Without kernels, it only says how to give some. WORDS chooses checks by their names.
+test-linux: guest
+	@$(CARGO) test --release --package lguest --test linux -- $(WORDS)
 
 bench: guest initrd
 	@$(CARGO) bench --package lguest --bench first_light
