@@ -67,9 +67,7 @@ impl Clock {
 
     /// The alarm may have rung, or will soon: looks at the time, and gives the interrupt that is due.
     pub(crate) fn tick(&mut self) -> Option<u8> {
-        if self.next().or(self.armed).is_none() {
-            return None;
-        }
+        self.next().or(self.armed)?;
         let now = Instant::now();
         let due = |then: &mut Option<Instant>| then.take_if(|then| *then <= now).is_some();
         due(&mut self.recheck);

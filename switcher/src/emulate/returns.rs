@@ -63,9 +63,8 @@ pub(crate) fn iret(cpu: &mut Cpu, bus: &mut dyn Bus, size: u32) -> Result<(), Ex
         return Err(Exception::protection(0));
     }
     let mut stack = Stack::of(cpu);
-    let eip = stack.pop(cpu, bus, size)?;
-    let selector = stack.pop(cpu, bus, size)? as u16;
-    let flags = stack.pop(cpu, bus, size)?;
+    let [eip, selector, flags] = stack.pop_several(cpu, bus, size)?;
+    let selector = selector as u16;
     if size == 4 && flags & VM != 0 && cpu.cpl() == 0 {
         return Err(Exception::protection(0));
     }
@@ -100,9 +99,8 @@ fn examine(
     let code = examine_code(cpu, bus, selector)?;
     let level = rpl(selector);
     let (outer, esp) = if level > cpu.cpl() {
-        let esp = stack.pop(cpu, bus, size)?;
-        let stack_selector = stack.pop(cpu, bus, size)? as u16;
-        let segment = examine_stack(bus, stack_selector, level)?;
+        let [esp, stack_selector] = stack.pop_several(cpu, bus, size)?;
+        let segment = examine_stack(bus, stack_selector as u16, level)?;
         (Some(segment), if segment.is_32bit() { esp } else { merged(cpu.gpr(Gpr::Esp), esp) })
     } else {
         (None, stack.esp())

@@ -10,7 +10,7 @@
 use super::addresses::{Direction, linear, operand_offset};
 use super::operands::{operand_size, read_memory, read_operand, write_memory};
 use super::{Bus, registers};
-use crate::address::GuestVirt;
+use crate::address::{GuestVirt, PAGE_SIZE};
 use crate::cpu::{Cpu, Gpr, SegmentRegister};
 use crate::exit::Exception;
 use iced_x86::{Instruction, OpKind};
@@ -83,6 +83,39 @@ impl Stack {
         let value = read_stack(cpu, bus, self.pointer & self.mask, size)?;
         self.skip(size);
         Ok(value)
+    }
+
+    /// The same for several values, from the topmost on. Those that lie in one page are read together.
+    ///
+    /// # Errors
+    /// As [`Stack::pop`] for the first that can't be read.
+    pub(super) fn pop_several<const N: usize>(
+        &mut self,
+        cpu: &Cpu,
+        bus: &mut dyn Bus,
+        size: u32,
+    ) -> Result<[u32; N], Exception> {
+        const MOST: usize = 4;
+        let bytes = N as u32 * 4;
+        let together = linear(cpu, SegmentRegister::Ss, self.pointer, bytes, Direction::Read)
+            .ok()
+            .filter(|_| size == 4 && self.mask == u32::MAX && N <= MOST)
+            .filter(|at| at.offset() + bytes <= PAGE_SIZE);
+        let mut values = [0; N];
+        let Some(at) = together else {
+            for value in &mut values {
+                *value = self.pop(cpu, bus, size)?;
+            }
+            return Ok(values);
+        };
+        let mut read = [0; MOST * 4];
+        let read = &mut read[..bytes as usize];
+        bus.read(at, read)?;
+        for (value, bytes) in values.iter_mut().zip(read.as_chunks::<4>().0) {
+            *value = u32::from_le_bytes(*bytes);
+        }
+        self.skip(bytes);
+        Ok(values)
     }
 
     /// Makes it the processor's stack pointer.
