@@ -38,6 +38,7 @@ mod shadow;
 mod shared_data;
 pub mod trace;
 
+pub use clock::begin_to_measure;
 pub use devices::{Bus, DeviceIo, Devices, EmptyBus, NoDevices, Stop};
 pub use dma::{BoundBuffer, NoBuffer, Sections};
 pub use interrupts_and_traps::InterruptLines;

@@ -271,6 +271,7 @@ impl Plan {
 impl Vm {
     /// A machine to be described.
     pub fn builder() -> VmBuilder {
+        lguest_host::begin_to_measure();
         VmBuilder::default()
     }
 

@@ -105,6 +105,8 @@ fn every_file_that_is_named_exists() {
         "processor",
         "host",
         "launcher",
+        "devices",
+        "fuzz",
         "oracle",
         "system-oracle",
         "setup",
