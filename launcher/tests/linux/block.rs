@@ -33,8 +33,8 @@ pub(crate) fn needs_disks(guest: &mut Guest) -> Result<(), Skip> {
 pub(crate) fn mount_new(guest: &mut Guest) -> Result<&'static str, Skip> {
     let known = guest.run("cat /proc/filesystems");
     // The fourth of the family knows the second's layout too.
-    let kinds = ["ext2", "ext4"].into_iter();
-    let kind = kinds.filter(|&kind| known.lines().any(|line| line.trim() == kind)).next();
+    let mut kinds = ["ext2", "ext4"].into_iter();
+    let kind = kinds.find(|&kind| known.lines().any(|line| line.trim() == kind));
     let kind = kind.ok_or_else(|| Skip("the kernel has neither ext2 nor ext4".to_owned()))?;
     guest.run("mke2fs /dev/vda");
     guest.run(&format!("mount -t {kind} /dev/vda /mnt"));
