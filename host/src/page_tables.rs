@@ -9,6 +9,8 @@
 //! What the interface doesn't allow (large pages, write-through, frames that don't exist) ends the guest
 //! when it is used.
 
+mod table;
+
 use crate::kill::Kill;
 use lguest_abi::Generation;
 use lguest_abi::paging::{
@@ -18,6 +20,7 @@ use lguest_abi::paging::{
 use lguest_switcher::GuestMemory;
 use lguest_switcher::address::{GuestPhys, GuestVirt, PAGE_SIZE};
 use lguest_switcher::environment::{Access, Mapping, PageFault};
+pub(crate) use table::Table;
 
 /// Pages that are looked at around a faulting one: 16 cost little more to map than one.
 const FAULT_AROUND: u32 = 16;
@@ -427,40 +430,6 @@ fn entry_in(bytes: &[u8], levels: Levels, index: u32) -> u64 {
         entry[..size].copy_from_slice(found);
     }
     u64::from_le_bytes(entry)
-}
-
-/// A page table read as a whole, to judge many of its pages at once.
-pub(crate) struct Table {
-    rules: Rules,
-    directory: u32,
-    entries: [u8; PAGE_SIZE as usize],
-}
-
-impl Table {
-    /// Reads the table of a slot; one without present pages if there is none, or none that is allowed.
-    pub(crate) fn read(memory: &GuestMemory, rules: Rules, root: GuestPhys, slot: u32) -> Self {
-        let levels = rules.levels;
-        let mut table = Self { rules, directory: 0, entries: [0; PAGE_SIZE as usize] };
-        if levels != Levels::None
-            && let Ok(directory) = Directory::read(memory, levels, root, levels.slot_start(slot))
-            && directory.is_present()
-            && levels.slot_start(slot).0 < levels.reserved()
-            && memory.read(directory.table(), &mut table.entries).is_ok()
-        {
-            table.directory = directory.flags;
-        }
-        table
-    }
-
-    /// What may be shown at `address`, which lies in this table's slot, without asking again.
-    pub(crate) fn showable(&self, address: GuestVirt) -> Option<Mapping> {
-        let levels = self.rules.levels;
-        let entry = entry_in(&self.entries, levels, address.page_number() % levels.entries());
-        if entry as u32 & self.rules.forbidden != 0 {
-            return None;
-        }
-        showable(self.directory, entry, address)
-    }
 }
 
 /// Sets accessed and dirty in the launcher's own linear page tables: those that map, writable, what lies

@@ -314,33 +314,53 @@ impl Shadow {
         let mut wrong: Vec<(GuestVirt, u32)> = Vec::new();
         let mut table: Option<(u32, Box<Table>)> = None;
         vcpu.for_each_mapped(view, &mut |run| {
-            for index in 0..run.pages {
-                let distance = index * PAGE_SIZE;
-                let virt = run.virt.wrapping_add(distance);
-                let slot = self.slot_of(virt);
+            for piece in pieces(run, self.rules.levels) {
+                let slot = self.slot_of(piece.virt);
                 if !slots.contains(&slot) {
                     continue;
                 }
-                if table.as_ref().is_none_or(|(which, _)| *which != slot) {
-                    let read = Table::read(memory, self.rules, root, slot);
-                    table = Some((slot, Box::new(read)));
-                }
-                let wanted = table.as_ref().and_then(|(_, table)| table.showable(virt));
-                let phys = run.phys.wrapping_add(distance);
-                let shown = Mapping { virt, phys, pages: 1, ..run };
-                if holds(&shown, wanted, view) {
-                    continue;
-                }
-                match wrong.last_mut() {
-                    Some((start, pages)) if start.wrapping_add(*pages * PAGE_SIZE) == virt => {
-                        *pages += 1
+                let table = match &mut table {
+                    Some((which, table)) if *which == slot => table,
+                    other => {
+                        let read = Table::read(memory, self.rules, root, slot);
+                        &mut other.insert((slot, Box::new(read))).1
                     }
-                    _ => wrong.push((virt, 1)),
-                }
+                };
+                note_wrong(&mut wrong, table, piece, view);
             }
         });
         for (start, pages) in wrong {
             vcpu.unmap(view, start, pages);
+        }
+    }
+}
+
+/// A run, cut where one slot ends and the next begins.
+fn pieces(run: Mapping, levels: Levels) -> impl Iterator<Item = Mapping> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let virt = run.virt.wrapping_add(done * PAGE_SIZE);
+        let phys = run.phys.wrapping_add(done * PAGE_SIZE);
+        let room = levels.slot_pages() - virt.page_number() % levels.slot_pages();
+        let pages = room.min(run.pages - done);
+        done += pages;
+        (pages != 0).then_some(Mapping { virt, phys, pages, ..run })
+    })
+}
+
+/// Adds to `wrong` the pages of a piece inside one slot that its table doesn't allow any more. Nearly always that is
+/// none of many, as when all of the linear map is looked at.
+fn note_wrong(wrong: &mut Vec<(GuestVirt, u32)>, table: &Table, piece: Mapping, view: View) {
+    let plain = if piece.user || matches!(view, View::Kernel) { table.agreeing(&piece) } else { 0 };
+    for index in plain..piece.pages {
+        let virt = piece.virt.wrapping_add(index * PAGE_SIZE);
+        let phys = piece.phys.wrapping_add(index * PAGE_SIZE);
+        if holds(&Mapping { virt, phys, pages: 1, ..piece }, table.showable(virt), view) {
+            continue;
+        }
+        match wrong.last_mut() {
+            Some((start, pages)) if start.wrapping_add(*pages * PAGE_SIZE) == virt => *pages += 1,
+            _ => wrong.push((virt, 1)),
         }
     }
 }
