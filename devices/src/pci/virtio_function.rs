@@ -1,7 +1,7 @@
 //! A virtio device in a PCI slot (section 4.1, Virtio Over PCI Bus).
 //!
 //! A page of registers has four parts, and a capability in the configuration says where each is: what all devices have in common
-//! ([common_config](super::common_config)), the bell, what the interrupt was for, and the device's own configuration. A fifth
+//! ([common_config]), the bell, what the interrupt was for, and the device's own configuration. A fifth
 //! capability is a window through which the registers can be accessed before anybody has given them an address.
 
 use crate::interrupts::Interrupts;
