@@ -58,14 +58,6 @@ fn listing(guest: TinyGuest, irq: u32) -> TinyGuest {
     })
 }
 
-fn spin(c: &mut Code, rounds: u32) -> Assembled {
-    c.mov(ecx, rounds)?;
-    let mut again = c.create_label();
-    c.set_label(&mut again)?;
-    c.dec(ecx)?;
-    c.jne(again)
-}
-
 #[test]
 fn lowest_number_first() {
     let guest = listing(listing(listing(guest_with(1 << 3 | 1 << 31 | 1 << 9), 3), 9), 31);

@@ -24,14 +24,6 @@ fn counting(guest: TinyGuest, irq: u32) -> TinyGuest {
     })
 }
 
-fn spin(c: &mut Code, rounds: u32) -> Assembled {
-    c.mov(ecx, rounds)?;
-    let mut again = c.create_label();
-    c.set_label(&mut again)?;
-    c.dec(ecx)?;
-    c.jne(again)
-}
-
 /// Goes round until slot 0 has counted something.
 fn until_counted(c: &mut Code) -> Assembled {
     let mut again = c.create_label();

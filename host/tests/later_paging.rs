@@ -14,11 +14,6 @@ use lguest_switcher::GuestVirt;
 use std::sync::Arc;
 use tiny_guest::*;
 
-const ACCESSED: u32 = 0x20;
-const DIRTY: u32 = 0x40;
-/// Present, writable, user; and all that may be shown at once.
-const FLAGS: u32 = 7;
-const USED: u32 = FLAGS | ACCESSED | DIRTY;
 /// Frames with something in them.
 const FRAME: u32 = FREE + 0x2000;
 const FRAME_2: u32 = FREE + 0x3000;
@@ -31,12 +26,6 @@ const FLUSH_USER: Hypercall = Hypercall::FlushTlb { scope: FlushScope::User };
 /// A page of user addresses.
 const fn page(index: u32) -> u32 {
     USER_CODE + index * 0x1000
-}
-
-/// Notes a word of virtual memory.
-fn look(c: &mut Code, slot: u32, address: u32) -> Assembled {
-    c.mov(eax, dword_ptr(address))?;
-    c.note(slot, eax)
 }
 
 fn new_pgtable(directory: u32) -> Hypercall {

@@ -13,8 +13,6 @@ const OTHER_TABLE: u32 = FREE + 0x1000;
 /// A frame with something in it.
 const FRAME: u32 = FREE + 0x2000;
 const FRAME_2: u32 = FREE + 0x3000;
-const ACCESSED: u32 = 0x20;
-const DIRTY: u32 = 0x40;
 
 /// Where the entry for a user page is, as the kernel sees it.
 fn entry(page: u32) -> u32 {
@@ -31,12 +29,6 @@ fn set_pte(address: u32, value: u32) -> Hypercall {
 
 const FLUSH_USER: Hypercall = Hypercall::FlushTlb { scope: FlushScope::User };
 const FLUSH_ALL: Hypercall = Hypercall::FlushTlb { scope: FlushScope::All };
-
-/// Notes a word of virtual memory.
-fn look(c: &mut Code, slot: u32, address: u32) -> Assembled {
-    c.mov(eax, dword_ptr(address))?;
-    c.note(slot, eax)
-}
 
 /// A guest with two frames to tell apart, and the other directory prepared: the same kernel, other user pages.
 fn guest() -> TinyGuest {

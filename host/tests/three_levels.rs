@@ -11,11 +11,6 @@ use lguest_switcher::GuestVirt;
 use tiny_guest::*;
 
 const RESERVE_MEM: u32 = 1368;
-const ACCESSED: u32 = 0x20;
-const DIRTY: u32 = 0x40;
-/// Present, writable, user; and all that may be shown at once.
-const FLAGS: u32 = 7;
-const USED: u32 = FLAGS | ACCESSED | DIRTY;
 /// Frames with something in them.
 const FRAME: u32 = FREE + 0x2000;
 const FRAME_2: u32 = FREE + 0x3000;
@@ -35,12 +30,6 @@ const fn page(index: u32) -> u32 {
 
 const fn entry(index: u32) -> u32 {
     WIDE_USER_TABLE + index * 8
-}
-
-/// Notes a word of virtual memory.
-fn look(c: &mut Code, slot: u32, address: u32) -> Assembled {
-    c.mov(eax, dword_ptr(address))?;
-    c.note(slot, eax)
 }
 
 /// A guest with such tables, and frames to tell apart: the first is in user page 4.

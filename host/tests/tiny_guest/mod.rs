@@ -55,6 +55,12 @@ pub const HANDLERS: u32 = 0x2_0000;
 pub const USER_FRAMES: u32 = 0x3_0000;
 /// Frames that nothing uses.
 pub const FREE: u32 = 0x4_0000;
+/// Flags of a page table entry, as the processor sets them.
+pub const ACCESSED: u32 = 0x20;
+pub const DIRTY: u32 = 0x40;
+/// Present, writable, user; and all that may be shown at once.
+pub const FLAGS: u32 = 7;
+pub const USED: u32 = FLAGS | ACCESSED | DIRTY;
 /// User code's addresses.
 pub const USER_CODE: u32 = 0x0800_0000;
 pub const USER_DATA: u32 = USER_CODE + 0x1000;
@@ -443,6 +449,21 @@ pub fn kernel(write: impl FnOnce(&mut Code) -> Assembled) -> Outcome {
 pub fn note_field(c: &mut Code, slot: u32, field: u32) -> Assembled {
     c.mov(eax, dword_ptr(virt(DATA) + field))?;
     c.note(slot, eax)
+}
+
+/// Notes a word of virtual memory.
+pub fn look(c: &mut Code, slot: u32, address: u32) -> Assembled {
+    c.mov(eax, dword_ptr(address))?;
+    c.note(slot, eax)
+}
+
+/// Goes round so often; spoils ecx.
+pub fn spin(c: &mut Code, rounds: u32) -> Assembled {
+    c.mov(ecx, rounds)?;
+    let mut again = c.create_label();
+    c.set_label(&mut again)?;
+    c.dec(ecx)?;
+    c.jne(again)
 }
 
 /// The first results.
