@@ -218,8 +218,9 @@ pub(super) fn load_far_pointer(
 mod tests {
     use super::*;
     use crate::cpu::Gpr;
+    use crate::emulate::Outcome;
     use crate::emulate::testing::{
-        assert_done, assert_fault, cpu_at, memory, page_fault, selector as s,
+        assert_done, assert_fault, cpu_at, memory, page_fault, run, selector as s, state,
     };
 
     /// mov ds, ax
@@ -314,6 +315,18 @@ mod tests {
         assert_done(&mut cpu, &mut memory, MOV_DS_AX);
         assert_eq!(cpu.segment(SegmentRegister::Ds).attributes, 0xc0f3);
         assert_eq!(memory.descriptor(s::DATA_3), Ok(Some(0x00cf_f300_0000_ffff)));
+    }
+
+    #[test]
+    fn a_mov_without_a_segment_register_is_not_this_folders() {
+        let (mut cpu, mut memory) = (cpu_at(3), memory());
+        cpu.set_gpr(Gpr::Eax, 0x1234_5678);
+        for code in [&[0x89, 0xc3][..], &[0x89, 0x05, 0, 0x30, 0, 0]] {
+            // mov ebx, eax; mov [0x3000], eax
+            let before = state(&cpu);
+            assert_eq!(run(&mut cpu, &mut memory, code), Ok(Outcome::Unsupported));
+            assert_eq!((state(&cpu), memory.dword(0x3000)), (before, 0));
+        }
     }
 
     #[test]
