@@ -162,20 +162,25 @@ impl UnicornMachine {
         }
     }
 
+    /// Where the next instruction is, by the image.
+    fn linear_eip(&self) -> u32 {
+        let base = self.segment(at::SEGMENTS + at::SEGMENT * sreg::CS).base;
+        base.wrapping_add(self.get(Register::EIP))
+    }
+
     /// Runs one instruction from where it is.
     fn run(&mut self, eip: u32) -> Result<(), uc_error> {
         self.unicorn.get_data_mut().vector = None;
         self.unicorn.emu_start(eip.into(), NOWHERE, 0, 1)
     }
 
-    /// What came of it: `start` is eip before an instruction, from which every completed one has moved on.
+    /// What came of it: `start` is the linear address of an instruction, from which every completed one has moved on.
     fn judge(&mut self, result: Result<(), uc_error>, start: u32) -> Outcome {
         let engine = self.unicorn.get_handle();
         self.image.save(engine);
-        let eip = self.get(Register::EIP);
-        let moved = eip != start;
-        let base = self.segment(at::SEGMENTS + at::SEGMENT * sreg::CS).base;
-        self.translated.insert(base.wrapping_add(eip));
+        let linear = self.linear_eip();
+        let moved = linear != start;
+        self.translated.insert(linear);
         let vector = match result {
             Ok(()) => self.unicorn.get_data().vector,
             Err(uc_error::INSN_INVALID) => Some(INVALID_OPCODE),
@@ -215,9 +220,10 @@ impl Machine for UnicornMachine {
     }
 
     fn step(&mut self) -> Outcome {
-        let eip = self.get(Register::EIP);
+        // A far transfer may go to the same eip in another segment.
+        let (start, eip) = (self.linear_eip(), self.get(Register::EIP));
         let result = self.run(eip);
-        self.judge(result, eip)
+        self.judge(result, start)
     }
 
     /// To unicorn all of them are external ones.
@@ -231,7 +237,7 @@ impl Machine for UnicornMachine {
         set_msr(&mut self.unicorn, EFER, EFER_SVME);
         set_msr(&mut self.unicorn, VM_HSAVE_PA, HOST_SAVE.into());
         let result = self.run(HOST_CODE);
-        let outcome = self.judge(result, state.eip);
+        let outcome = self.judge(result, state.segments[sreg::CS].base.wrapping_add(state.eip));
         // The vector stands where exceptions are named, so it is heard of once it has been delivered. A handler may begin
         // at the very eip that was interrupted, but something has been pushed.
         let esp = self.image.dword(at::GPR + 8 * gpr::ESP);
