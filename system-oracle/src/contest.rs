@@ -3,7 +3,7 @@
 use crate::exclusions;
 use crate::instructions::{Action, Case};
 use crate::machine::{Machine, Outcome};
-use crate::state::{PAGE, Segment, State, flag, sreg};
+use crate::state::{PAGE, Segment, State, flag};
 use crate::walk;
 
 /// What a machine did.
@@ -75,8 +75,8 @@ fn normalize(ours: &mut Result, theirs: &mut Result, case: &Case) {
     }
     // Unicorn may have tried to fetch the next instructions already, to the end of a page; or, where they begin one, to look
     // at the page before.
-    let next = theirs.state.segments[sreg::CS].base.wrapping_add(theirs.state.eip);
-    let moved = next != case.state.segments[sreg::CS].base.wrapping_add(case.state.eip);
+    let next = theirs.state.linear_eip();
+    let moved = next != case.state.linear_eip();
     let distance = theirs.state.cr2.wrapping_sub(next);
     let fetched = distance < PAGE || distance == 0u32.wrapping_sub(PAGE);
     if moved && fetched && ours.state.cr2 == case.state.cr2 {

@@ -132,6 +132,12 @@ impl State {
         (self.segments[sreg::CS].selector & 3) as u8
     }
 
+    /// The linear address of the next instruction.
+    #[must_use]
+    pub const fn linear_eip(&self) -> u32 {
+        self.segments[sreg::CS].base.wrapping_add(self.eip)
+    }
+
     /// Reads four bytes of physical memory.
     ///
     /// # Panics

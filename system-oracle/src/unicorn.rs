@@ -155,7 +155,7 @@ impl UnicornMachine {
     /// Translations of instructions aren't dropped when memory is written from here. To drop all of them takes a
     /// millisecond, so that is done only when one would be met.
     fn forget_translations(&mut self, state: &State) {
-        let address = state.segments[sreg::CS].base.wrapping_add(state.eip);
+        let address = state.linear_eip();
         if !self.translated.insert(address) {
             self.unicorn.ctl_flush_tb().expect("a flush");
             self.translated = HashSet::from([address]);
@@ -237,7 +237,7 @@ impl Machine for UnicornMachine {
         set_msr(&mut self.unicorn, EFER, EFER_SVME);
         set_msr(&mut self.unicorn, VM_HSAVE_PA, HOST_SAVE.into());
         let result = self.run(HOST_CODE);
-        let outcome = self.judge(result, state.segments[sreg::CS].base.wrapping_add(state.eip));
+        let outcome = self.judge(result, state.linear_eip());
         // The vector stands where exceptions are named, so it is heard of once it has been delivered. A handler may begin
         // at the very eip that was interrupted, but something has been pushed.
         let esp = self.image.dword(at::GPR + 8 * gpr::ESP);

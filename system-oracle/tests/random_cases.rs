@@ -40,3 +40,16 @@ fn both_do_the_same() {
     assert_eq!(tally.never_done(), [""; 0], "instructions that were never carried out");
     assert!(tally.total() * 100 >= number * COMPARED, "too little was compared");
 }
+
+/// Unicorn's failure to fetch what follows was taken for the call's: eip alone doesn't tell that it has moved.
+#[test]
+fn a_far_call_to_its_own_offset_in_another_segment() {
+    let case = any_case(1_795_642_174, 57_834);
+    let offset = case.state.eip.to_le_bytes();
+    assert_eq!((case.name, &case.code[1..5]), ("call far", &offset[..]), "it is another case now");
+    match compare(&mut OurMachine::new(), &mut UnicornMachine::new(), &case) {
+        Verdict::Same(..) => {}
+        Verdict::Excluded(reason) => panic!("excluded: {reason}"),
+        Verdict::Different(lines) => panic!("{}", lines.join("\n")),
+    }
+}
