@@ -66,6 +66,9 @@ impl Machine {
         match self.gate(vector)? {
             Some(gate) if !user || gate.level >= self.vcpu.cpu.cpl() => {
                 self.guest.trace(|| Event::Trap { vector, error: None, address: None, eip, user });
+                if user {
+                    self.note_system_call(vector);
+                }
                 self.enter(vector, gate, None)
             }
             _ => {

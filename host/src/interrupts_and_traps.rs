@@ -57,6 +57,7 @@ pub(crate) struct Gates {
     system_call_vector: u8,
     /// The table in memory counts, since the guest loaded it by `lidt`.
     in_memory: bool,
+    changes: u32,
 }
 
 impl Gates {
@@ -67,6 +68,7 @@ impl Gates {
             system_call: None,
             system_call_vector: SYSCALL,
             in_memory: false,
+            changes: 0,
         }
     }
 
@@ -77,6 +79,7 @@ impl Gates {
             return Ok(());
         }
         let gate = Gate::new(vector, low, high)?;
+        self.changes = self.changes.wrapping_add(1);
         self.in_memory = false;
         if is_system_call {
             self.system_call = gate;
@@ -88,17 +91,29 @@ impl Gates {
 
     /// System calls come by this vector, rather than 0x80.
     pub(crate) fn set_system_call_vector(&mut self, vector: u8) {
+        self.changes = self.changes.wrapping_add(1);
         self.system_call_vector = vector;
     }
 
     /// `lidt`: from now on the table in memory counts.
     pub(crate) fn use_table_in_memory(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
         self.in_memory = true;
+    }
+
+    /// Counts what the guest has said: while it stays, so does each gate, unless the table is in memory.
+    pub(crate) fn changes(&self) -> u32 {
+        self.changes
     }
 
     /// Where the entry for `vector` is in memory, when that is what counts.
     pub(crate) fn place(&self, vector: u8, table: &TableRegister) -> Option<Option<GuestVirt>> {
         self.in_memory.then(|| table.entry(u32::from(vector)))
+    }
+
+    /// The table in memory is what counts.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// There is a handler for `vector`, or (in memory) there may be one.

@@ -7,7 +7,7 @@
 //!
 //! - [`machine`]: one guest, and the loop it runs in;
 //! - `hypercalls`, `shared_data`: what it asks for, and the memory where it asks;
-//! - `interrupts_and_traps`, `delivery`: how it is told what happened;
+//! - `interrupts_and_traps`, `delivery`: how it is told what happened; `system_calls`: what it is told without the Host;
 //! - `page_tables`, `shadow`, `address_spaces`: what its addresses mean, and what is remembered of that;
 //! - `segments`: its descriptor tables;
 //! - `clock`, `halt`: its time, and its sleep;
@@ -36,6 +36,7 @@ mod privileged;
 mod segments;
 mod shadow;
 mod shared_data;
+mod system_calls;
 pub mod trace;
 
 pub use clock::begin_to_measure;

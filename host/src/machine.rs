@@ -4,7 +4,8 @@
 //! for a reason, serves the guest's ring of queued hypercalls, and then does what the reason asks:
 //!
 //! - `int $0x1f` is a hypercall (`hypercalls.rs`);
-//! - another `int`, or an exception, goes to the guest's own handler (`delivery.rs`);
+//! - another `int`, or an exception, goes to the guest's own handler (`delivery.rs`), system calls by a gate that needs no Host
+//!   (`system_calls.rs`);
 //! - a privileged instruction is carried out as hardware would (`privileged.rs`);
 //! - a kick says that time has passed, or that a device wants something.
 //!
@@ -19,6 +20,7 @@ use crate::kill::Kill;
 use crate::page_tables::{Levels, Rules, adopt_linear_map};
 use crate::privileged::first_registers;
 use crate::shadow::Shadow;
+use crate::system_calls::{Grounds, SystemCall};
 use crate::trace::Tracer;
 use lguest_abi::segments::{INITIAL_EFLAGS, KERNEL_CS, KERNEL_DS};
 use lguest_abi::traps::FIRST_IRQ;
@@ -93,6 +95,10 @@ pub struct Machine {
     pub(crate) interrupt_shadow: Option<u32>,
     /// The Switcher was told that an interrupt waits to be enabled.
     watching: bool,
+    /// The last system call that the Host saw.
+    pub(crate) system_call: Option<SystemCall>,
+    /// What the Switcher's gate for system calls was made from.
+    pub(crate) grounds: Option<Grounds>,
 }
 
 impl Machine {
@@ -124,7 +130,8 @@ impl Machine {
         let shadow = Shadow::new(&vcpu, rules, root, kernel_start);
         let guest = Guest::new(config, first_registers(root), shadow);
         let (sleep, interrupt_shadow, watching) = (Sleep::Awake, None, false);
-        Ok(Self { vcpu, guest, sleep, interrupt_shadow, watching })
+        let (system_call, grounds) = (None, None);
+        Ok(Self { vcpu, guest, sleep, interrupt_shadow, watching, system_call, grounds })
     }
 
     /// A handle by which any thread can make the guest come out, so that
@@ -163,6 +170,7 @@ impl Machine {
         if let Some(alarm) = self.guest.clock.alarm() {
             self.vcpu.set_alarm(Some(alarm));
         }
+        self.refresh_call_gate();
         let exit = if step { self.step() } else { self.vcpu.run(&mut self.guest) };
         if exit != Exit::Kicked {
             self.interrupt_shadow = None;

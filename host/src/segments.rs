@@ -43,6 +43,7 @@ pub(crate) struct Segments {
     gdt: [u64; GDT_ENTRIES as usize],
     /// The table in memory counts, since the guest loaded it by `lgdt`.
     in_memory: bool,
+    changes: u32,
 }
 
 impl Segments {
@@ -51,7 +52,7 @@ impl Segments {
         let mut gdt = [0; GDT_ENTRIES as usize];
         gdt[KERNEL_CODE_ENTRY as usize] = FLAT_KERNEL_CODE;
         gdt[KERNEL_DATA_ENTRY as usize] = FLAT_KERNEL_DATA;
-        Self { gdt, in_memory: false }
+        Self { gdt, in_memory: false, changes: 0 }
     }
 
     /// LOAD_GDT: takes over the entries of a table.
@@ -75,7 +76,13 @@ impl Segments {
         true
     }
 
+    /// Counts what the guest has said: while it stays, so does where each descriptor is, and which it is unless that's in memory.
+    pub(crate) fn changes(&self) -> u32 {
+        self.changes
+    }
+
     fn set_entries(&mut self, first: u32, entries: &[u64]) {
+        self.changes = self.changes.wrapping_add(1);
         for (index, entry) in (first..GDT_ENTRIES).zip(entries) {
             if !RESERVED_ENTRIES.contains(&index) {
                 self.gdt[index as usize] = fix_up(*entry);
@@ -85,6 +92,7 @@ impl Segments {
 
     /// `lgdt`: from now on the table in memory counts.
     pub(crate) fn use_table_in_memory(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
         self.in_memory = true;
     }
 

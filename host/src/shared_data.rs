@@ -168,10 +168,14 @@ impl SharedData {
         self.noirq.contains(&eip)
     }
 
+    /// Where the ring entry that comes next says whether it is pending: a byte that is [`HCALL_DONE`] if it isn't.
+    pub(crate) fn next_status(&self) -> GuestPhys {
+        self.field(self.layout.hcall_status + self.cursor)
+    }
+
     /// The ring entry that comes next, if it is pending: its words.
     pub(crate) fn next_queued(&self, memory: &GuestMemory) -> Option<[u32; CALL_WORDS]> {
-        let status = self.field(self.layout.hcall_status + self.cursor);
-        if memory.read_u8(status).unwrap_or(HCALL_DONE) == HCALL_DONE {
+        if memory.read_u8(self.next_status()).unwrap_or(HCALL_DONE) == HCALL_DONE {
             return None;
         }
         let words = self.layout.entry_words;

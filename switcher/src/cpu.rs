@@ -4,6 +4,8 @@
 //! guest code runs; TF, IF, IOPL, NT, RF, VM, AC and ID are kept here, because translated code must never
 //! change the host's. [`Cpu::eflags`] puts the two halves together.
 
+use crate::call_gate::CallGate;
+use crate::execute::gates;
 use crate::frame::{Frame, NO_RELOAD, POISON, SegmentSlot};
 use crate::translate::{Assumptions, Pace};
 
@@ -135,8 +137,19 @@ impl Segment {
         (self.attributes >> 5 & 3) as u8
     }
 
+    /// A data segment register that holds it is emptied by a return to `level`, an outer one (SDM volume 2, "IRET").
+    pub(crate) const fn is_emptied_at(&self, level: u8) -> bool {
+        self.dpl() < level && !self.is_conforming()
+    }
+
+    /// A code segment that inner levels' code may go to without becoming theirs.
+    #[must_use]
+    pub const fn is_conforming(&self) -> bool {
+        self.attributes & 0x1c == 0x1c
+    }
+
     /// It starts at 0 and reaches to 4 GiB, for all that `register` is used for.
-    fn is_flat(&self, register: SegmentRegister) -> bool {
+    pub(crate) fn is_flat(&self, register: SegmentRegister) -> bool {
         let whole = if register == SegmentRegister::Cs {
             self.is_usable() && self.is_code() && self.is_readable() && self.limit == u32::MAX
         } else {
@@ -162,20 +175,21 @@ const NEEDED_FLAT: u8 = 0b1111;
 pub struct Cpu {
     pub(crate) frame: Box<Frame>,
     segments: [Segment; 6],
-    virtual_flags: u32,
     cpl: u8,
     /// The outermost level that may read the time stamp counter.
     timestamp_level: u8,
     /// Which of them are flat, a bit each: those that [`NEEDED_FLAT`] names decide whether
     /// translated code can ignore segments.
     flat: u8,
+    /// The gate by which translated code goes from level to level.
+    gate: Option<CallGate>,
 }
 
 impl Cpu {
     pub(crate) fn new(frame: Box<Frame>) -> Self {
         let segments = [Segment::default(); 6];
-        let mut cpu =
-            Self { frame, segments, virtual_flags: 0, cpl: 0, timestamp_level: 3, flat: 0 };
+        let mut cpu = Self { frame, segments, cpl: 0, timestamp_level: 3, flat: 0, gate: None };
+        cpu.open_gates();
         for register in [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds] {
             cpu.set_segment(register, Segment::flat_data(0x10));
         }
@@ -208,13 +222,13 @@ impl Cpu {
     /// The whole flags register, bit 1 set as always.
     #[must_use]
     pub fn eflags(&self) -> u32 {
-        self.frame.flags & LIVE_FLAGS | self.virtual_flags | 2
+        self.frame.flags & LIVE_FLAGS | self.frame.virtual_flags | 2
     }
 
     /// Sets all flags that exist; who may change which is the caller's business.
     pub fn set_eflags(&mut self, eflags: u32) {
         self.frame.flags = eflags & LIVE_FLAGS;
-        self.virtual_flags = eflags & VIRTUAL_FLAGS;
+        self.frame.virtual_flags = eflags & VIRTUAL_FLAGS;
     }
 
     /// The current privilege level, 0..=3.
@@ -236,12 +250,16 @@ impl Cpu {
         self.segments[register as usize] = segment;
         if matches!(register, SegmentRegister::Cs | SegmentRegister::Ss) {
             self.cpl = (segment.selector & 3) as u8;
+            self.frame.user = u32::from(self.cpl == 3);
             self.refresh_timestamp_trap();
         }
         let index = register as usize;
         let bit = 1 << index;
         let flat = segment.is_flat(register);
         self.flat = if flat { self.flat | bit } else { self.flat & !bit };
+        let is_data = !matches!(register, SegmentRegister::Cs | SegmentRegister::Ss);
+        let inner = is_data && segment.is_emptied_at(3) && segment != Segment::default();
+        self.frame.inner = self.frame.inner & !(1 << index) | u32::from(inner) << index;
         self.frame.reloads[index] = NO_RELOAD;
         if segment.selector & !3 == 0 {
             // No table has a say in it.
@@ -267,22 +285,25 @@ impl Cpu {
         }
     }
 
-    /// Brings what translated code knows of the segments up to date after a change of the current window.
+    /// Brings what translated code knows of the segments up to date after a change of the current windows.
     pub(crate) fn refresh_slots(&mut self) {
         (0..self.segments.len()).for_each(|index| self.refresh_slot(index));
     }
 
     fn refresh_slot(&mut self, index: usize) {
         let segment = &self.segments[index];
-        let window = if segment.is_unlimited() { self.frame.window } else { POISON };
+        let mut windows = [POISON; 2];
+        if segment.is_unlimited() {
+            windows = self.frame.worlds.map(|world| world.window);
+        }
         self.frame.segments[index] =
-            SegmentSlot { base: segment.base, selector: segment.selector.into(), window };
+            SegmentSlot { base: segment.base, selector: segment.selector.into(), windows };
     }
 
     /// What translated code may take for granted as things stand.
     pub(crate) fn assumptions(&self) -> Assumptions {
         let flat = self.flat & NEEDED_FLAT == NEEDED_FLAT;
-        let pace = if self.virtual_flags & TF == 0 { Pace::Free } else { Pace::Step };
+        let pace = if self.frame.virtual_flags & TF == 0 { Pace::Free } else { Pace::Step };
         Assumptions { user: self.cpl == 3, flat, pace }
     }
 
@@ -296,10 +317,42 @@ impl Cpu {
     pub fn set_timestamp_level(&mut self, level: u8) {
         self.timestamp_level = level;
         self.refresh_timestamp_trap();
+        self.open_gates();
     }
 
     fn refresh_timestamp_trap(&mut self) {
         self.frame.timestamp_trap = u32::from(self.cpl > self.timestamp_level);
+    }
+
+    /// Opens a gate, which the frame describes already, or shuts the one there is.
+    pub(crate) fn set_gate(&mut self, gate: Option<CallGate>) {
+        self.gate = gate;
+        self.open_gates();
+    }
+
+    /// The gate that is there, open or not.
+    pub(crate) fn gate(&self) -> Option<CallGate> {
+        self.gate
+    }
+
+    /// Where `rdtsc` depends on the level, no gate is passed: it would have to see to that.
+    fn open_gates(&mut self) {
+        let open = self.gate.is_some() && self.timestamp_level == 3;
+        [self.frame.gates.call, self.frame.gates.back] = gates::addresses(open);
+    }
+
+    /// Catches up with translated code that has passed gates. Says whether the level is another now.
+    pub(crate) fn follow_gates(&mut self) -> bool {
+        let user = self.frame.user != 0;
+        if user == (self.cpl == 3) {
+            return false;
+        }
+        if let Some(gate) = self.gate {
+            let end = if user { gate.user } else { gate.kernel };
+            self.set_segment(SegmentRegister::Cs, end.code);
+            self.set_segment(SegmentRegister::Ss, end.stack);
+        }
+        true
     }
 
     /// Whether FPU instructions raise #NM.

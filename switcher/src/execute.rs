@@ -9,7 +9,8 @@
 //!   of those the process can have;
 //! - [`indirect_jumps`]: where translated code looks up the targets of indirect branches;
 //! - [`code_cache`]: translated code, and [`host_map`]: the way back from it to the guest's;
-//! - [`guest_code`]: running it, through [`crossing`], the assembly between Rust and it;
+//! - [`guest_code`]: running it, through [`crossing`], the assembly between Rust and it; [`gates`]: from user code into its
+//!   kernel and back, without Rust;
 //! - [`gs_base`], [`fpu`]: what a crossing leaves in the processor;
 //! - [`signals`], [`signal_stack`]: faults and preemption;
 //! - [`kick`], [`alarm`]: how a virtual CPU is called back.
@@ -20,6 +21,7 @@ pub(crate) mod alarm;
 pub(crate) mod code_cache;
 pub(crate) mod crossing;
 pub(crate) mod fpu;
+pub(crate) mod gates;
 pub(crate) mod gs_base;
 pub(crate) mod guest_code;
 pub(crate) mod host_map;

@@ -68,10 +68,53 @@ pub(crate) struct SegmentSlot {
     pub(crate) base: u32,
     /// What reading the register gives: 16 bits.
     pub(crate) selector: u32,
-    /// The window to use: the current one when the segment has no limit worth checking, otherwise
+    /// The window to use, for the kernel and for user code: theirs when the segment has no limit worth checking, otherwise
     /// [`POISON`], which makes every access fault and so reach Rust.
-    pub(crate) window: u64,
+    pub(crate) windows: [u64; 2],
 }
+
+/// Where one of the two worlds between which a gate leads is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub(crate) struct WorldSlot {
+    /// Base of its window.
+    pub(crate) window: u64,
+    /// Base of its indirect-jump table.
+    pub(crate) table: u64,
+}
+
+/// What the gates of [`crate::execute::gates`] know: who calls, who is called, and what must be so that nobody else has to be
+/// asked.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct GateSlots {
+    /// Where translated user code jumps to call: the gate, or a way to Rust.
+    pub(crate) call: u64,
+    /// Where translated kernel code jumps to return: likewise.
+    pub(crate) back: u64,
+    /// Host address of the word whose bit 9 stands for IF.
+    pub(crate) interrupts: u64,
+    /// Host address of a byte; while it isn't 0xff, Rust has something to do.
+    pub(crate) quiet: u64,
+    /// Times a gate was passed.
+    pub(crate) passes: u64,
+    /// The host's flags register at the gate, while the gate needs its own.
+    pub(crate) flags: u64,
+    /// The vector that calls.
+    pub(crate) vector: u32,
+    /// The first instruction of its handler.
+    pub(crate) handler: u32,
+    /// Where the handler finds what was pushed: the top of its stack less [`GATE_FRAME`].
+    pub(crate) esp: u32,
+    /// 1 if interrupts are disabled on the way in.
+    pub(crate) disables: u32,
+    /// cs and ss, of the kernel and of user code.
+    pub(crate) code: [u32; 2],
+    pub(crate) stack: [u32; 2],
+}
+
+/// Bytes that a call through a gate pushes: eip, cs, eflags, esp and ss.
+pub(crate) const GATE_FRAME: u32 = 20;
 
 /// Not canonical, whatever 32 bits are added: an access through it raises #GP in the host.
 pub(crate) const POISON: u64 = 0x4000_0000_0000_0000;
@@ -105,6 +148,12 @@ pub(crate) struct Frame {
     pub(crate) kicked: AtomicU32,
     /// MXCSR of the guest while Rust runs.
     pub(crate) mxcsr: u32,
+    /// The flags that are virtual.
+    pub(crate) virtual_flags: u32,
+    /// 1 at level 3, otherwise 0. A gate may change it.
+    pub(crate) user: u32,
+    /// A bit for each of es, ds, fs and gs that a return to level 3 would change.
+    pub(crate) inner: u32,
     /// Base of the current window.
     pub(crate) window: u64,
     /// Base of the current world's indirect-jump table.
@@ -134,6 +183,27 @@ pub(crate) struct Frame {
     pub(crate) fault_rip: u64,
     /// For each segment register, 0 minus the selector whose load would change nothing; [`NO_RELOAD`] when there is none.
     pub(crate) reloads: [u32; 6],
+    /// The kernel's world and the current user's.
+    pub(crate) worlds: [WorldSlot; 2],
+    pub(crate) gates: GateSlots,
+}
+
+impl GateSlots {
+    /// No gate. Where `call` and `back` lead is for [`crate::execute::gates`] to say.
+    pub(crate) const SHUT: Self = Self {
+        call: 0,
+        back: 0,
+        interrupts: 0,
+        quiet: 0,
+        passes: 0,
+        flags: 0,
+        vector: 0,
+        handler: 0,
+        esp: 0,
+        disables: 0,
+        code: [0; 2],
+        stack: [0; 2],
+    };
 }
 
 /// MXCSR after reset: all exceptions masked (SDM volume 1, section "MXCSR Control and Status Register").
@@ -152,6 +222,9 @@ impl Frame {
             pending: 0,
             kicked: AtomicU32::new(0),
             mxcsr: MXCSR_RESET,
+            virtual_flags: 0,
+            user: 0,
+            inner: 0,
             window: POISON,
             table: 0,
             code: 0,
@@ -159,7 +232,7 @@ impl Frame {
             exit: 0,
             bounce_bit: 0,
             timestamp_trap: 0,
-            segments: [SegmentSlot { base: 0, selector: 0, window: POISON }; 6],
+            segments: [SegmentSlot { base: 0, selector: 0, windows: [POISON; 2] }; 6],
             pick: [POISON; 256],
             xmm: [[0; 16]; 8],
             bounce: [0; BOUNCE_BYTES],
@@ -168,13 +241,15 @@ impl Frame {
             fault_trap: 0,
             fault_rip: 0,
             reloads: [NO_RELOAD; 6],
+            worlds: [WorldSlot { window: POISON, table: 0 }; 2],
+            gates: GateSlots::SHUT,
         }
     }
 }
 
 /// Offsets of the fields, for the emitter.
 pub(crate) mod offset {
-    use super::{Frame, SegmentSlot, offset_of};
+    use super::{Frame, GateSlots, SegmentSlot, offset_of};
 
     pub(crate) const EIP: i32 = offset_of!(Frame, eip) as i32;
     pub(crate) const REASON: i32 = offset_of!(Frame, reason) as i32;
@@ -183,6 +258,9 @@ pub(crate) mod offset {
     pub(crate) const TIMESTAMP_TRAP: i32 = offset_of!(Frame, timestamp_trap) as i32;
     pub(crate) const PENDING: i32 = offset_of!(Frame, pending) as i32;
     pub(crate) const EXIT: i32 = offset_of!(Frame, exit) as i32;
+    pub(crate) const CALL_GATE: i32 = GATES + offset_of!(GateSlots, call) as i32;
+    pub(crate) const RETURN_GATE: i32 = GATES + offset_of!(GateSlots, back) as i32;
+    const GATES: i32 = offset_of!(Frame, gates) as i32;
     pub(crate) const BOUNCE_BIT: i32 = offset_of!(Frame, bounce_bit) as i32;
     pub(crate) const PICK: i32 = offset_of!(Frame, pick) as i32;
     pub(crate) const BOUNCE: i32 = offset_of!(Frame, bounce) as i32;
@@ -202,8 +280,10 @@ pub(crate) mod offset {
         segment_base(index) + offset_of!(SegmentSlot, selector) as i32
     }
 
-    /// Where segment `index` keeps its window.
-    pub(crate) const fn segment_window(index: usize) -> i32 {
-        segment_base(index) + offset_of!(SegmentSlot, window) as i32
+    /// Where segment `index` keeps its window, for code at level 3 if `user`.
+    pub(crate) const fn segment_window(index: usize, user: bool) -> i32 {
+        segment_base(index)
+            + offset_of!(SegmentSlot, windows) as i32
+            + user as i32 * size_of::<u64>() as i32
     }
 }

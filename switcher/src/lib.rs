@@ -8,7 +8,7 @@
 //! decides. It knows x86, and nothing of any guest.
 //!
 //! The story, in order:
-//! - [`address`], [`environment`], [`breakpoints`], [`exit`]: the words the Switcher and its embedder share;
+//! - [`address`], [`environment`], [`breakpoints`], [`call_gate`], [`exit`]: the words the Switcher and its embedder share;
 //! - [`memory`]: the guest's physical memory;
 //! - `translate`: guest instructions in, host instructions out, and nothing else;
 //! - `emulate`: the awkward instructions, carried out in Rust;
@@ -21,6 +21,7 @@
 
 pub mod address;
 pub mod breakpoints;
+pub mod call_gate;
 pub mod cpu;
 mod emulate;
 pub mod environment;
@@ -35,6 +36,7 @@ pub mod vcpu;
 
 pub use address::{GuestPhys, GuestVirt, PAGE_SIZE};
 pub use breakpoints::Breakpoint;
+pub use call_gate::{CallGate, GateEnd};
 pub use cpu::{Cpu, Gpr, Segment, SegmentRegister};
 pub use environment::{Access, Environment, Mapping, PageFault};
 pub use execute::SetupError;

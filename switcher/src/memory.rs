@@ -319,6 +319,13 @@ impl GuestMemory {
         Some((range.file.as_fd(), range.offset + u64::from(inside), room.min(pages)))
     }
 
+    /// Where the `len` bytes at `at` lie in this process, if they are memory and of one piece: for translated code's own use,
+    /// for as long as this memory lives.
+    pub(crate) fn host_address(&self, at: GuestPhys, len: usize) -> Option<u64> {
+        let (start, room) = self.locate(at.0)?;
+        (room >= len).then(|| start.expose_provenance() as u64)
+    }
+
     /// Number of frames from 0 to the highest.
     pub(crate) fn frames(&self) -> u32 {
         self.marks.len() as u32

@@ -7,6 +7,7 @@
 //! - [`bounce`]: instructions whose operand goes through a buffer;
 //! - [`breakpoints`]: breakpoints, and the traps behind an instruction;
 //! - [`routes`]: what faults have taught;
+//! - [`gates`]: ways between levels that nobody is asked about;
 //! - [`code_store`], [`fetches`]: translated code, and the way to it; [`decoded`]: instructions that Rust saw not long ago;
 //! - [`spaces`]: the worlds of kernel and users;
 //! - [`guest_bus`]: memory for everything that Rust does in the guest's name.
@@ -18,6 +19,7 @@ mod decoded;
 mod dispatch;
 mod faults;
 mod fetches;
+mod gates;
 mod guest_bus;
 mod routes;
 mod run;
@@ -102,6 +104,8 @@ pub struct Statistics {
     pub code_writes: u64,
     /// Windows emptied because the process had too many mappings.
     pub windows_dropped: u64,
+    /// Times a [`CallGate`](crate::CallGate) was passed, either way.
+    pub gate_passes: u64,
 }
 
 /// A virtual CPU.
@@ -124,8 +128,6 @@ pub struct Vcpu {
     segment: CodeSegment,
     frame: *const Frame,
     world_changed: bool,
-    /// The user's window and the kernel's that [`Frame::pick`] is made of.
-    picked: [u64; 2],
     /// The operand in the bounce buffer.
     bounce: Option<Bounce>,
     /// [`GuestMemory::code_writes`] when it was last looked at.
@@ -220,7 +222,6 @@ impl Vcpu {
             segment: CodeSegment::FLAT,
             frame: std::ptr::null(),
             world_changed: true,
-            picked: [0; 2],
             bounce: None,
             seen_writes: parts.memory.code_writes().long_before(),
             memory: parts.memory,
@@ -465,7 +466,7 @@ impl Vcpu {
     /// What it has done so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        self.statistics
+        Statistics { gate_passes: self.cpu.frame.gates.passes, ..self.statistics }
     }
 
     fn bus<'a>(&'a self, env: &'a mut dyn Environment, user: bool) -> GuestBus<'a> {

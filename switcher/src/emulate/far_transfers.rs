@@ -6,7 +6,7 @@
 
 use super::branches::check_target;
 use super::operands::{operand_size, read_far_pointer, write_memory};
-use super::segments::{accessed, fetch, is_conforming, is_present, rpl};
+use super::segments::{accessed, fetch, is_present, rpl};
 use super::stack::Stack;
 use super::{Bus, next_eip};
 use crate::cpu::{Cpu, Segment, SegmentRegister};
@@ -64,7 +64,7 @@ pub(super) fn call(
 fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, Exception> {
     let code = fetch(bus, selector)?;
     let level = cpu.cpl();
-    let allowed = if is_conforming(&code) {
+    let allowed = if code.is_conforming() {
         code.dpl() <= level
     } else {
         rpl(selector) <= level && code.dpl() == level

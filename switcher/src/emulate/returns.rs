@@ -10,9 +10,7 @@
 use super::Bus;
 use super::branches::{check_target, dropped_bytes};
 use super::operands::operand_size;
-use super::segments::{
-    accessed, examine_stack, fetch, is_conforming, is_present, null_segment, rpl,
-};
+use super::segments::{accessed, examine_stack, fetch, is_present, null_segment, rpl};
 use super::stack::Stack;
 use crate::cpu::{
     AC, Cpu, Gpr, ID, IF, IOPL, LIVE_FLAGS, NT, RF, Segment, SegmentRegister, TF, VM,
@@ -116,7 +114,7 @@ fn examine(
 fn examine_code(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, Exception> {
     let code = fetch(bus, selector)?;
     let level = rpl(selector);
-    let level_fits = if is_conforming(&code) { code.dpl() <= level } else { code.dpl() == level };
+    let level_fits = if code.is_conforming() { code.dpl() <= level } else { code.dpl() == level };
     if !code.is_code() || level < cpu.cpl() || !level_fits {
         return Err(Exception::protection(selector));
     }
@@ -142,8 +140,7 @@ fn arrive(cpu: &mut Cpu, destination: Destination) {
 fn empty_inner_segments(cpu: &mut Cpu) {
     use SegmentRegister as S;
     for register in [S::Es, S::Ds, S::Fs, S::Gs] {
-        let segment = cpu.segment(register);
-        if !is_conforming(&segment) && segment.dpl() < cpu.cpl() {
+        if cpu.segment(register).is_emptied_at(cpu.cpl()) {
             cpu.set_segment(register, null_segment(0));
         }
     }

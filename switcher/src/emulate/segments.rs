@@ -66,11 +66,6 @@ pub(super) const fn is_present(segment: &Segment) -> bool {
     segment.attributes & 0x80 != 0
 }
 
-/// Code that runs at its caller's level.
-pub(super) const fn is_conforming(segment: &Segment) -> bool {
-    segment.attributes & 0x1c == 0x1c
-}
-
 /// The segment with the accessed bit set, here and in its table: the last thing that is done before
 /// it's loaded.
 ///
@@ -136,7 +131,7 @@ fn examine_data(cpu: &Cpu, bus: &mut dyn Bus, selector: u16) -> Result<Segment, 
 
 /// Whether the current level and the selector's both reach the segment's.
 pub(super) fn may_see(cpu: &Cpu, segment: &Segment) -> bool {
-    is_conforming(segment) || segment.dpl() >= cpu.cpl().max(rpl(segment.selector))
+    segment.is_conforming() || segment.dpl() >= cpu.cpl().max(rpl(segment.selector))
 }
 
 /// Whether an operand is a segment register.

@@ -6,10 +6,9 @@ use super::{Bus, Outcome, emulate};
 use crate::address::{GuestVirt, PAGE_SIZE};
 use crate::cpu::{Cpu, Gpr, Segment, SegmentRegister};
 use crate::exit::Exception;
-use crate::frame::{BOUNCE_BYTES, Frame, SegmentSlot};
+use crate::frame::Frame;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicU32;
 
 /// All 4 GiB of linear memory, zero where nothing was written, and a descriptor table.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -138,40 +137,9 @@ pub(super) fn page_fault(address: u32, write: bool, present: bool) -> Exception 
 
 /// A flat processor at level 0, all registers zero, about to run at 0x1000.
 pub(super) fn cpu() -> Cpu {
-    let mut cpu = Cpu::new(Box::new(frame()));
+    let mut cpu = Cpu::new(Box::new(Frame::new()));
     cpu.set_eip(0x1000);
     cpu
-}
-
-/// A frame that no engine runs on.
-fn frame() -> Frame {
-    Frame {
-        gpr: [0; 8],
-        eip: 0,
-        flags: 0,
-        reason: 0,
-        detail: 0,
-        fpu_trap: 0,
-        pending: 0,
-        kicked: AtomicU32::new(0),
-        mxcsr: 0x1f80,
-        window: 0,
-        table: 0,
-        code: 0,
-        host_rsp: 0,
-        exit: 0,
-        bounce_bit: 0,
-        timestamp_trap: 0,
-        reloads: [crate::frame::NO_RELOAD; 6],
-        segments: [SegmentSlot { base: 0, selector: 0, window: 0 }; 6],
-        pick: [0; 256],
-        xmm: [[0; 16]; 8],
-        bounce: [0; BOUNCE_BYTES],
-        fault_address: 0,
-        fault_error: 0,
-        fault_trap: 0,
-        fault_rip: 0,
-    }
 }
 
 /// A descriptor: base, raw limit, access byte, and flags (G and D/B as 8 and 4).

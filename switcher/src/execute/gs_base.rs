@@ -25,12 +25,23 @@ pub(crate) fn set(base: u64) {
     }
 }
 
-#[cold]
-fn write(base: u64) {
-    static INSTRUCTION: OnceLock<bool> = OnceLock::new();
+/// Translated code has left another GS base than was set: `base`.
+#[inline]
+pub(crate) fn was_changed(base: u64) {
+    CURRENT.set(base);
+}
+
+/// Whether the kernel allows `wrgsbase`: since Linux 5.9.
+pub(crate) fn has_instruction() -> bool {
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
     // SAFETY: getauxval has no preconditions.
     let allowed = || unsafe { libc::getauxval(libc::AT_HWCAP2) } & HWCAP2_FSGSBASE != 0;
-    if *INSTRUCTION.get_or_init(allowed) {
+    *ALLOWED.get_or_init(allowed)
+}
+
+#[cold]
+fn write(base: u64) {
+    if has_instruction() {
         // SAFETY: the kernel has enabled the instruction, and nothing but translated code uses GS.
         unsafe {
             std::arch::asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags))

@@ -32,6 +32,7 @@ pub(crate) fn run(
     let target = cache.base() + u64::from(at);
     let code = cache.base()..cache.base() + u64::from(cache.bytes());
     gs_base::set(frame.window);
+    let level_before = frame.user;
     frame.kicked.store(0, Ordering::Relaxed);
     let frame: *mut Frame = frame;
     // SAFETY: all three are borrowed until the end of this function, and `current` is gone by then.
@@ -48,7 +49,11 @@ pub(crate) fn run(
     unsafe { crossing::enter(frame, target, entry) };
     drop(current);
     // SAFETY: translated code has left, so the frame is this function's again.
-    reason(unsafe { (*frame).reason })
+    let frame = unsafe { &*frame };
+    if frame.user != level_before {
+        gs_base::was_changed(frame.worlds[frame.user as usize].window);
+    }
+    reason(frame.reason)
 }
 
 /// The reason that code or handler left in the frame.

@@ -10,6 +10,7 @@
 //!   instruction: it leaves at once;
 //! - in translated code, inside an instruction: it single-steps (TF) to the next boundary;
 //! - in the committed stretch of the entry: the entry bails out;
+//! - in a gate: it goes the long way, to Rust;
 //! - anywhere else in Rust: [`Frame::kicked`] is set, and the next entry sees it. But it may
 //!   not be the Switcher's Rust: perhaps another signal's handler is running *on top of* translated code, which
 //!   will go on behind it. The two look the same, so the kick comes again a little later.
@@ -24,6 +25,7 @@
 use super::SetupError;
 use super::alarm::Retry;
 use super::crossing;
+use super::gates::{self, Interrupted};
 use super::host_map::HostMap;
 use super::kick::Kick;
 use crate::frame::{Frame, Reason};
@@ -205,7 +207,15 @@ fn leave_with_fault(info: *mut siginfo_t, context: &mut ucontext_t) -> bool {
     let registers = &mut context.uc_mcontext.gregs;
     let rip = registers[libc::REG_RIP as usize] as u64;
     // What `kill` sends may find translated code running, but isn't its fault.
-    if is_sent || !running.code.contains(&rip) {
+    if is_sent {
+        return false;
+    }
+    if let Some(Interrupted::At(long_way)) = gates::interrupted(rip) {
+        stop_stepping(running, registers);
+        registers[libc::REG_RIP as usize] = long_way as i64;
+        return true;
+    }
+    if !running.code.contains(&rip) {
         return false;
     }
     // SAFETY: the thread was in translated code, so no Rust refers to the frame; the kernel passes
@@ -262,6 +272,11 @@ fn preempt(running: &Running, context: &mut ucontext_t) {
     let rip = registers[libc::REG_RIP as usize] as u64;
     if crossing::committed().contains(&rip) {
         registers[libc::REG_RIP as usize] = crossing::bail_out_address() as i64;
+        return;
+    }
+    if let Some(Interrupted::At(long_way)) = gates::interrupted(rip) {
+        stop_stepping(running, registers);
+        registers[libc::REG_RIP as usize] = long_way as i64;
         return;
     }
     if !running.code.contains(&rip) {

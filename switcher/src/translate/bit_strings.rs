@@ -27,7 +27,9 @@ impl Translator<'_> {
                 self.find_bit(instruction);
                 match reach {
                     Reach::Picked => pick_window(&mut self.hot),
-                    Reach::Segment(segment) => add_segment(&mut self.hot, segment),
+                    Reach::Segment(segment) => {
+                        add_segment(&mut self.hot, segment, self.request.assumptions.user)
+                    }
                     Reach::Window | Reach::Bounced => {}
                 }
                 if reach == Reach::Window { Register::R14 } else { Register::R10 }

@@ -47,6 +47,8 @@ pub(super) enum Way {
     Emulated,
     /// Rust's business, and it goes elsewhere.
     EmulatedTransfer,
+    /// `iretd`.
+    InterruptReturn,
     /// `int3`.
     Breakpoint,
     /// `int n`.
@@ -61,7 +63,12 @@ impl Way {
     pub(super) const fn falls_through(self) -> bool {
         !matches!(
             self,
-            Self::Jump | Self::Return | Self::EmulatedTransfer | Self::Breakpoint | Self::Undefined
+            Self::Jump
+                | Self::Return
+                | Self::EmulatedTransfer
+                | Self::InterruptReturn
+                | Self::Breakpoint
+                | Self::Undefined
         )
     }
 
@@ -228,9 +235,8 @@ fn is_privileged(mnemonic: Mnemonic) -> bool {
 
 fn transfer_or(mnemonic: Mnemonic, otherwise: Way) -> Way {
     match mnemonic {
-        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Sysenter | Mnemonic::Sysexit => {
-            Way::EmulatedTransfer
-        }
+        Mnemonic::Iretd => Way::InterruptReturn,
+        Mnemonic::Iret | Mnemonic::Sysenter | Mnemonic::Sysexit => Way::EmulatedTransfer,
         _ => otherwise,
     }
 }

@@ -9,13 +9,13 @@
 //!                                | …
 //! ```
 //!
-//! Behind `==` come the guest's bytes and, behind a semicolon, options: a route, `segmented`,
+//! Behind `==` come the guest's bytes and, behind a semicolon, options: a route, `kernel`, `segmented`,
 //! `step`, `alone`, `straddles`, `at=address`, `break=address`, `watch=start-end`. The listing below is what the
 //! translator made of them; the test fails when that changes. `BLESS=1 cargo test -p
 //! lguest-switcher golden` writes the listings anew: read the difference before committing it.
 
 use super::plan::decoder;
-use super::stubs::{reason_at, runtime};
+use super::stubs::{Tail, runtime, tail_at};
 use super::{Assumptions, Pace, Point, Request, Route, Unit, translate};
 use crate::frame::offset;
 use iced_x86::{
@@ -113,6 +113,7 @@ fn options(words: &str) -> Options {
             _ => match word {
                 "picked" => options.route = Route::Picked,
                 "bounced" => options.route = Route::Bounced,
+                "kernel" => options.assumptions.user = false,
                 "segmented" => options.assumptions.flat = false,
                 "step" => options.assumptions.pace = Pace::Step,
                 "alone" => options.assumptions.pace = Pace::Alone,
@@ -215,7 +216,11 @@ impl SymbolResolver for Names {
         let name = if instruction.memory_base() == Register::R15 {
             field(i32::try_from(address).ok()?)?
         } else if instruction.is_jmp_short_or_near() {
-            format!("exit_{:?}", reason_at(u32::try_from(address).ok()?)?)
+            match tail_at(u32::try_from(address).ok()?)? {
+                Tail::Exit(reason) => format!("exit_{reason:?}"),
+                Tail::CallGate => "call_gate".to_owned(),
+                Tail::ReturnGate => "return_gate".to_owned(),
+            }
         } else {
             return None;
         };
@@ -233,6 +238,8 @@ fn field(at: i32) -> Option<String> {
         offset::TIMESTAMP_TRAP => "TIMESTAMP_TRAP",
         offset::PENDING => "PENDING",
         offset::EXIT => "EXIT",
+        offset::CALL_GATE => "CALL_GATE",
+        offset::RETURN_GATE => "RETURN_GATE",
         offset::BOUNCE_BIT => "BOUNCE_BIT",
         offset::PICK => "PICK",
         offset::BOUNCE => "BOUNCE",
@@ -240,14 +247,17 @@ fn field(at: i32) -> Option<String> {
             return ["ES", "CS", "SS", "DS", "FS", "GS"].iter().enumerate().find_map(
                 |(index, name)| {
                     let base = at == offset::segment_base(index);
-                    let window = at == offset::segment_window(index);
+                    let window =
+                        [false, true].map(|user| offset::segment_window(index, user)).contains(&at);
                     let selector = at == offset::segment_selector(index);
-                    match (base, window, selector) {
-                        (true, ..) => Some(format!("{name}_BASE")),
-                        (_, true, _) => Some(format!("{name}_WINDOW")),
-                        (.., true) => Some(format!("{name}_SELECTOR")),
-                        _ => None,
-                    }
+                    let kinds = [
+                        (base, "BASE"),
+                        (window, "WINDOW"),
+                        (selector, "SELECTOR"),
+                        (at == offset::reload(index), "RELOAD"),
+                    ];
+                    let kind = kinds.iter().find(|(is_it, _)| *is_it);
+                    kind.map(|(_, kind)| format!("{name}_{kind}"))
                 },
             );
         }

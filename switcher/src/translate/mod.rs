@@ -58,7 +58,7 @@ pub(crate) use unit::translate;
 /// What a piece of translated code takes for granted about the processor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Assumptions {
-    /// Level 3. Nothing is emitted differently for it; it keeps the worlds apart.
+    /// Level 3. It keeps the worlds apart, and decides which gates there are.
     pub(crate) user: bool,
     /// cs, ss, ds and es all start at 0 and reach to 4 GiB: they needn't be looked at.
     pub(crate) flat: bool,

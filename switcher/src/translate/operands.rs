@@ -204,7 +204,7 @@ impl Translator<'_> {
             }
             Reach::Segment(segment) => {
                 self.address_to_r9(guest);
-                add_segment(&mut self.hot, segment);
+                add_segment(&mut self.hot, segment, self.request.assumptions.user);
                 set_operand(host, Register::R10, Register::R9);
             }
             Reach::Bounced => debug_assert!(false, "bounced operands have a frame of their own"),
@@ -250,10 +250,10 @@ pub(super) fn pick_window(out: &mut Assembler) {
 }
 
 /// `r9d += the segment's base; r10 = the segment's window`
-pub(super) fn add_segment(out: &mut Assembler, segment: usize) {
+pub(super) fn add_segment(out: &mut Assembler, segment: usize, user: bool) {
     out.load(Width::Dword, Reg::R10, Place::Frame(offset::segment_base(segment)));
     out.lea(Width::Dword, Reg::R9, Sum::of(Reg::R9, Reg::R10, 0));
-    out.load(Width::Qword, Reg::R10, Place::Frame(offset::segment_window(segment)));
+    out.load(Width::Qword, Reg::R10, Place::Frame(offset::segment_window(segment, user)));
 }
 
 /// The same instruction with host registers, without prefixes that have no meaning here, and in

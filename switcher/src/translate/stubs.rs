@@ -5,6 +5,9 @@
 //! the exit stub, which is assembly and lies elsewhere. So an exit costs 11 or 17 bytes where
 //! it happens.
 //!
+//! Two tails lead to the gates (`execute/gates.rs`), which need not leave: they are for `int` in user code and `iret` in the
+//! kernel's.
+//!
 //! Offset 0 is the tail for [`Reason::Indirect`], because that is where an empty entry of an
 //! indirect-jump table leads: r13d holds the eip that was looked up.
 
@@ -14,51 +17,70 @@ use crate::frame::{Reason, offset};
 /// Bytes from one tail to the next.
 const TAIL_BYTES: u32 = 32;
 
+/// A tail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tail {
+    /// Leaves.
+    Exit(Reason),
+    /// Goes to the gate for calls, with what [`Reason::Interrupt`] wants.
+    CallGate,
+    /// Goes to the gate for returns, with what [`Reason::Sensitive`] wants.
+    ReturnGate,
+}
+
 /// The tails in the order in which they lie in the cache.
-const TAILS: [Reason; 9] = [
-    Reason::Indirect,
-    Reason::Chain,
-    Reason::Interrupt,
-    Reason::Exception,
-    Reason::Sensitive,
-    Reason::Bounce,
-    Reason::BounceDone,
-    Reason::Watched,
-    Reason::Stop,
+const TAILS: [Tail; 11] = [
+    Tail::Exit(Reason::Indirect),
+    Tail::Exit(Reason::Chain),
+    Tail::Exit(Reason::Interrupt),
+    Tail::Exit(Reason::Exception),
+    Tail::Exit(Reason::Sensitive),
+    Tail::Exit(Reason::Bounce),
+    Tail::Exit(Reason::BounceDone),
+    Tail::Exit(Reason::Watched),
+    Tail::Exit(Reason::Stop),
+    Tail::CallGate,
+    Tail::ReturnGate,
 ];
 
-/// Cache offset of the tail for `reason`, which is one that translated code gives.
-fn tail(reason: Reason) -> u32 {
-    let position = TAILS.iter().position(|&tail| tail == reason);
-    debug_assert!(position.is_some(), "{reason:?} is the signal handler's");
+/// Cache offset of a tail, which is one that translated code uses.
+fn offset_of(tail: Tail) -> u32 {
+    let position = TAILS.iter().position(|&there| there == tail);
+    debug_assert!(position.is_some(), "{tail:?} is the signal handler's");
     position.unwrap_or(0) as u32 * TAIL_BYTES
 }
 
-/// The reason whose tail lies at cache offset `at`.
+/// The tail that lies at cache offset `at`.
 #[cfg(test)]
-pub(super) fn reason_at(at: u32) -> Option<Reason> {
-    TAILS.into_iter().find(|&reason| tail(reason) == at)
+pub(super) fn tail_at(at: u32) -> Option<Tail> {
+    TAILS.into_iter().find(|&tail| offset_of(tail) == at)
 }
 
 /// The code at offset 0 of every code cache, padded to a multiple of 64 bytes.
 pub(crate) fn runtime() -> Vec<u8> {
     let mut out = Assembler::new(0, 512);
-    for reason in TAILS {
-        debug_assert_eq!(out.here(), tail(reason));
-        out.store(Width::Dword, Place::Frame(offset::EIP), Reg::R13);
-        out.store(Width::Dword, Place::Frame(offset::DETAIL), Reg::R9);
-        out.store_constant(Width::Dword, Place::Frame(offset::REASON), reason as u32);
-        jump_to_exit_stub(&mut out);
+    for tail in TAILS {
+        debug_assert_eq!(out.here(), offset_of(tail));
+        match tail {
+            Tail::Exit(reason) => {
+                out.store(Width::Dword, Place::Frame(offset::EIP), Reg::R13);
+                out.store(Width::Dword, Place::Frame(offset::DETAIL), Reg::R9);
+                out.store_constant(Width::Dword, Place::Frame(offset::REASON), reason as u32);
+                jump_to_address_in(&mut out, offset::EXIT);
+            }
+            Tail::CallGate => jump_to_address_in(&mut out, offset::CALL_GATE),
+            Tail::ReturnGate => jump_to_address_in(&mut out, offset::RETURN_GATE),
+        }
         out.align(TAIL_BYTES);
     }
     out.align(64);
     out.finish()
 }
 
-/// `jmp [r15+EXIT]`
-fn jump_to_exit_stub(out: &mut Assembler) {
+/// `jmp [r15+field]`
+fn jump_to_address_in(out: &mut Assembler, field: i32) {
     out.raw(&[0x41, 0xff, 0xa7]);
-    out.raw(&offset::EXIT.to_le_bytes());
+    out.raw(&field.to_le_bytes());
 }
 
 /// Leaves for `reason` with `eip`.
@@ -75,8 +97,13 @@ pub(super) fn exit_with(out: &mut Assembler, reason: Reason, eip: u32, detail: u
 
 /// Leaves for `reason` with the eip that is in r13d.
 pub(super) fn exit_to_r13(out: &mut Assembler, reason: Reason) {
+    go_to_tail(out, Tail::Exit(reason));
+}
+
+/// Goes to a tail with what it wants in registers.
+pub(super) fn go_to_tail(out: &mut Assembler, tail: Tail) {
     let jump = out.jump();
-    out.close(jump, tail(reason));
+    out.close(jump, offset_of(tail));
 }
 
 /// Raises the exception that `detail` describes (see [`Reason::Exception`]) when `jump` is taken; `eip` as its

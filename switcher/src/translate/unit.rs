@@ -3,10 +3,10 @@
 //! Code goes into two pieces. *Hot* code is what normally runs, in guest order; *cold* code is
 //! exits that are seldom taken, out of the way of the processor's fetcher.
 
-use super::assembler::{Assembler, OpenJump};
+use super::assembler::{Assembler, OpenJump, Reg};
 use super::classify::Way;
 use super::plan::{End, Plan, Step, is_too_long, plan};
-use super::stubs::{exception_stub, exit, exit_with};
+use super::stubs::{Tail, exception_stub, exit, exit_with, go_to_tail};
 use super::{NeedsMore, Pace, Point, Request, Route, Unit};
 use crate::frame::{Reason, offset};
 use iced_x86::{Encoder, Instruction};
@@ -114,6 +114,7 @@ impl<'r> Translator<'r> {
             Way::Counted => self.counted(instruction),
             Way::String => self.string(instruction, route),
             Way::Emulated | Way::EmulatedTransfer => self.emulated(instruction),
+            Way::InterruptReturn => self.interrupt_return(instruction),
             Way::Breakpoint => self.interrupt(instruction, BREAKPOINT),
             Way::Interrupt => self.interrupt(instruction, instruction.immediate8().into()),
             Way::Undefined if is_too_long(instruction, self.bytes_at(instruction)) => {
@@ -129,10 +130,34 @@ impl<'r> Translator<'r> {
         self.request.bytes.get(at..).unwrap_or_default()
     }
 
-    /// A software interrupt: beside the vector, the instruction's length is told.
+    /// A software interrupt: beside the vector, the instruction's length is told. User code's may be a system call, for which
+    /// there may be a gate.
     fn interrupt(&mut self, instruction: &Instruction, vector: u32) {
         let detail = vector | (instruction.len() as u32) << 8;
-        exit_with(&mut self.hot, Reason::Interrupt, instruction.next_ip32(), detail);
+        let tail = if self.passes_gates() && self.request.assumptions.user {
+            Tail::CallGate
+        } else {
+            Tail::Exit(Reason::Interrupt)
+        };
+        self.hot.constant(Reg::R9, detail);
+        self.hot.constant(Reg::R13, instruction.next_ip32());
+        go_to_tail(&mut self.hot, tail);
+    }
+
+    /// `iretd`, for which there may be a gate out of the kernel.
+    fn interrupt_return(&mut self, instruction: &Instruction) {
+        let tail = if self.passes_gates() && !self.request.assumptions.user {
+            Tail::ReturnGate
+        } else {
+            Tail::Exit(Reason::Sensitive)
+        };
+        self.hot.constant(Reg::R13, instruction.ip32());
+        go_to_tail(&mut self.hot, tail);
+    }
+
+    /// What lies behind a gate takes flat segments for granted, and doesn't stop.
+    fn passes_gates(&self) -> bool {
+        self.request.assumptions.flat && !self.request.assumptions.is_single()
     }
 
     /// `rdtsc`, if the current level may (CR4.TSD).

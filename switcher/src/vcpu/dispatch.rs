@@ -288,6 +288,7 @@ impl Vcpu {
     /// Sees to it that stores into `frame` are noticed, before code in it is read.
     fn watch_frame(&mut self, frame: u32) {
         if !self.spaces.windows.is_code(frame) {
+            self.keep_gates_out_of(frame);
             self.spaces.windows.protect_frame(frame);
             self.code.set_version(frame, self.memory.code_version(frame));
         }

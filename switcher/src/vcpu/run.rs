@@ -75,6 +75,7 @@ impl Vcpu {
             undisturbed,
         );
         let detail = frame.detail;
+        self.follow_gates();
         if reason != Reason::Kicked {
             self.new_stack_at = None;
         }
@@ -136,20 +137,23 @@ impl Vcpu {
         self.segment = CodeSegment { base: segment.base, limit: segment.limit };
         let slot = self.spaces.running(assumptions.user);
         let by_address_alone = assumptions.flat && !assumptions.is_single();
+        let worlds = self.spaces.ends();
+        if moved {
+            self.cpu.set_gate(None);
+        }
         let frame = &mut self.cpu.frame;
         frame.window = self.spaces.windows.base(slot);
         frame.table = self.spaces.jumps(slot, by_address_alone);
         frame.code = self.code.cache.base();
         frame.exit = crossing::leave_address();
-        let (kernel, user) = (self.spaces.kernel(), self.spaces.current());
-        let picked = [user, kernel].map(|slot| self.spaces.windows.base(slot));
-        if moved || picked != self.picked {
-            self.picked = picked;
+        if moved || worlds != frame.worlds {
+            frame.worlds = worlds;
             let (low, high) = frame.pick.split_at_mut((self.spaces.kernel_start() >> 24) as usize);
-            low.fill(picked[0]);
-            high.fill(picked[1]);
+            let [kernel, user] = worlds.map(|world| world.window);
+            low.fill(user);
+            high.fill(kernel);
+            self.cpu.refresh_slots();
         }
-        self.cpu.refresh_slots();
     }
 
     /// Carries out the instruction at eip in Rust.

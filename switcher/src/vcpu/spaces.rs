@@ -13,6 +13,7 @@ use crate::environment::Mapping;
 use crate::execute::SetupError;
 use crate::execute::indirect_jumps::JumpTable;
 use crate::execute::windows::{NoMapping, Slot, Windows};
+use crate::frame::WorldSlot;
 
 /// One world, beside its window.
 pub(super) struct World {
@@ -123,6 +124,14 @@ impl Spaces {
     pub(super) fn jumps(&self, slot: Slot, by_address_alone: bool) -> u64 {
         let own = self.world(slot).filter(|_| by_address_alone);
         own.map_or(self.barren.base(), |world| world.jumps.base())
+    }
+
+    /// Where the kernel's world and the current user's are, for code that relies on addresses alone.
+    pub(super) fn ends(&self) -> [WorldSlot; 2] {
+        [self.kernel, self.current].map(|slot| WorldSlot {
+            window: self.windows.base(slot),
+            table: self.jumps(slot, true),
+        })
     }
 
     /// The worlds that a view means.

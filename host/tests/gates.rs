@@ -1,0 +1,430 @@
+//! System calls by the gate: a guest sees the same with it and without.
+//!
+//! Each guest here runs twice: watched by a tracer, so that every system call goes through the Host, and unwatched.
+//! What it leaves in memory must be the same. What a test says of the passes tells whether there was anything to compare.
+
+mod tiny_guest;
+
+use iced_x86::code_asm::*;
+use lguest_abi::address::Virt;
+use lguest_abi::hypercall::Hypercall;
+use lguest_abi::lguest_data::offset;
+use lguest_abi::segments::{KERNEL_CS, KERNEL_DS, USER_CS, USER_DS};
+use lguest_host::{End, Generation, GuestPhys, NoDevices};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tiny_guest::*;
+
+const SYSCALL: u32 = 0x80;
+const TRAP_GATE: u32 = 0xf;
+const INTERRUPT_GATE: u32 = 0xe;
+
+/// Runs it both ways. Gives what the unwatched one left.
+#[track_caller]
+fn both(guest: impl Fn() -> TinyGuest) -> Outcome {
+    let (watched, unwatched) = (guest().run(), guest().run_unwatched());
+    assert_eq!(watched.end, unwatched.end, "{:#?}", watched.trace);
+    let [before, after] = [&watched, &unwatched].map(|outcome| {
+        let mut bytes = vec![0; MEMORY as usize];
+        outcome.guest.memory.read(GuestPhys(0), &mut bytes).expect("all of its memory");
+        if let Some(time) = outcome.guest.layout.time {
+            bytes[(DATA + time) as usize..][..8].fill(0);
+        }
+        bytes
+    });
+    let different = before.iter().zip(&after).position(|(before, after)| before != after);
+    assert_eq!(different, None, "the first byte that isn't the same");
+    unwatched
+}
+
+/// User code that calls `calls` times, and then divides by zero, which ends the guest. ebx counts down.
+fn calling(calls: u32, write: impl FnOnce(&mut Code) -> Assembled) -> TinyGuest {
+    calling_of(Generation::First, calls, write)
+}
+
+fn calling_of(
+    generation: Generation,
+    calls: u32,
+    write: impl FnOnce(&mut Code) -> Assembled,
+) -> TinyGuest {
+    TinyGuest::of(generation).handler(0, |c| c.power_off()).user(|c| {
+        for register in [ecx, edx, ebp, esi, edi] {
+            c.xor(register, register)?;
+        }
+        c.mov(ebx, calls)?;
+        let mut again = c.create_label();
+        c.set_label(&mut again)?;
+        write(c)?;
+        c.dec(ebx)?;
+        c.jne(again)?;
+        c.xor(ecx, ecx)?;
+        c.div(ecx)
+    })
+}
+
+/// Adds what is on the stack to a checksum in slot 0: the frame, and the registers that a handler got.
+fn sum_up(c: &mut Code) -> Assembled {
+    c.push(eax)?;
+    for place in 1..6 {
+        c.mov(eax, dword_ptr(esp + place * 4))?;
+        c.rol(dword_ptr(virt(RESULTS)), 5)?;
+        c.add(dword_ptr(virt(RESULTS)), eax)?;
+    }
+    for register in [ecx, edx, ebx, ebp, esi, edi] {
+        c.rol(dword_ptr(virt(RESULTS)), 5)?;
+        c.add(dword_ptr(virt(RESULTS)), register)?;
+    }
+    c.mov(eax, cs)?;
+    c.add(dword_ptr(virt(RESULTS)), eax)?;
+    c.mov(eax, ss)?;
+    c.add(dword_ptr(virt(RESULTS)), eax)?;
+    c.pop(eax)
+}
+
+#[test]
+fn calls_pass_and_see_what_the_host_would_show_them() {
+    for (kind, after) in [(TRAP_GATE, 512), (INTERRUPT_GATE, 0)] {
+        let outcome = both(|| {
+            calling(50, |c| {
+                c.mov(eax, 0x1234u32)?;
+                c.lea(edi, dword_ptr(ebx + ebx * 4))?;
+                c.cmp(edi, 100)?;
+                c.int(0x80)?;
+                c.push(eax)
+            })
+            .gate(SYSCALL, kind, 3, |c| {
+                sum_up(c)?;
+                c.mov(edx, dword_ptr(virt(DATA) + offset::IRQ_ENABLED))?;
+                c.note(1, edx)?;
+                c.enable_interrupts()?;
+                c.inc(eax)?;
+                c.iretd()
+            })
+            .kernel(|c| {
+                c.enable_interrupts()?;
+                c.enter_user()
+            })
+        });
+        assert_eq!((outcome.passes, outcome.result(1)), (99, after), "type {kind:x}");
+    }
+}
+
+#[test]
+fn flags_go_in_and_come_back() {
+    for mask in 0..32 {
+        let chosen: Vec<u32> = [0, 2, 6, 7, 10]
+            .into_iter()
+            .enumerate()
+            .filter(|(bit, _)| mask >> bit & 1 != 0)
+            .map(|(_, flag)| 1 << flag)
+            .collect();
+        let change = chosen.iter().sum::<u32>();
+        let outcome = both(|| {
+            calling(8, |c| {
+                c.cmp(ebx, 3)?;
+                c.int(0x80)?;
+                c.pushfd()?;
+                c.pop(eax)?;
+                c.cld()?;
+                c.push(eax)
+            })
+            .gate(SYSCALL, TRAP_GATE, 3, |c| {
+                sum_up(c)?;
+                c.xor(dword_ptr(esp + 8), change)?;
+                c.iretd()
+            })
+            .kernel(|c| c.enter_user())
+        });
+        assert_eq!(outcome.passes, 15, "{change:#x}");
+    }
+}
+
+/// The handler changes its frame at the fourth call (when ebx is 5).
+fn with_changed_frame(change: impl Fn(&mut Code) -> Assembled) -> impl Fn() -> TinyGuest {
+    move || {
+        calling(8, |c| {
+            c.int(0x80)?;
+            c.pushfd()?;
+            c.pop(eax)?;
+            c.push(eax)?;
+            c.mov(eax, ds)?;
+            c.push(eax)
+        })
+        .gate(1, INTERRUPT_GATE, 3, |c| {
+            sum_up(c)?;
+            c.and(dword_ptr(esp + 8), !0x100)?;
+            c.iretd()
+        })
+        .reporting(13, 4)
+        .reporting(11, 4)
+        .gate(SYSCALL, TRAP_GATE, 3, |c| {
+            sum_up(c)?;
+            let mut usual = c.create_label();
+            c.cmp(ebx, 5)?;
+            c.jne(usual)?;
+            change(c)?;
+            c.set_label(&mut usual)?;
+            c.iretd()
+        })
+        .kernel(|c| c.enter_user())
+    }
+}
+
+#[test]
+fn flags_that_are_not_computed_go_the_long_way() {
+    // TF, IF, IOPL, NT, RF, VM, AC, ID and one that doesn't exist.
+    for flag in [8, 9, 12, 14, 16, 17, 18, 21, 3] {
+        let outcome = both(with_changed_frame(|c| c.xor(dword_ptr(esp + 8), 1 << flag)));
+        assert!(outcome.passes > 0, "bit {flag}");
+    }
+}
+
+#[test]
+fn other_segments_on_the_stack_go_the_long_way() {
+    let selectors = [
+        0,
+        3,
+        u32::from(USER_CS),
+        u32::from(USER_DS),
+        u32::from(KERNEL_CS),
+        0x60,
+        0x72,
+        0x7a,
+        0x77,
+        0xfff3,
+    ];
+    for selector in selectors {
+        for place in [4, 16] {
+            for upper in [0, 0xabcd_0000] {
+                both(with_changed_frame(|c| c.mov(dword_ptr(esp + place), selector | upper)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_handler_sends_its_caller_elsewhere() {
+    let outcome = both(with_changed_frame(|c| {
+        c.sub(dword_ptr(esp + 12), 0x20)?;
+        c.mov(dword_ptr(esp), USER_CODE + 0x80)
+    }));
+    assert!(outcome.passes >= 6, "{}", outcome.passes);
+}
+
+#[test]
+fn a_data_segment_for_the_kernel_alone_is_emptied_on_the_way_out() {
+    for register in [ds, es, fs, gs] {
+        let outcome = both(with_changed_frame(|c| {
+            c.push(eax)?;
+            c.mov(eax, u32::from(KERNEL_DS))?;
+            c.mov(register, eax)?;
+            c.pop(eax)
+        }));
+        assert!(outcome.passes >= 6);
+    }
+}
+
+#[test]
+fn what_the_kernel_changes_counts_at_once() {
+    let (low, high) = gate_words(virt(HANDLERS) + 13 * 256, INTERRUPT_GATE, 3);
+    let (_, private) = gate_words(virt(HANDLERS) + SYSCALL * 256, TRAP_GATE, 0);
+    let (same, _) = gate_words(virt(HANDLERS) + SYSCALL * 256, TRAP_GATE, 0);
+    let segment = u32::from(KERNEL_DS);
+    let below = Virt(virt(TRAP_STACK) - 0x100);
+    let changes = [
+        Hypercall::SetStack { segment, esp: below, pages: 1 },
+        Hypercall::SetStack { segment: u32::from(KERNEL_CS), esp: below, pages: 1 },
+        Hypercall::SetStack { segment, esp: Virt(0), pages: 0 },
+        Hypercall::SetStack { segment, esp: Virt(19), pages: 0 },
+        Hypercall::LoadIdtEntry { vector: SYSCALL, low, high },
+        Hypercall::LoadIdtEntry { vector: SYSCALL, low: same, high: private },
+        Hypercall::LoadIdtEntry { vector: SYSCALL, low: 0, high: 0 },
+        Hypercall::Ts { set: true },
+    ];
+    for change in changes {
+        let outcome = both(with_changed_frame(|c| {
+            c.pushad()?;
+            c.hypercall(change)?;
+            c.popad()
+        }));
+        assert!(outcome.passes >= 6, "{change:?}");
+    }
+}
+
+#[test]
+fn a_descriptor_that_changes_counts_at_once() {
+    // The user's code and data, and the kernel's: smaller, not present, for another level, gone.
+    for index in [12, 13, 14, 15] {
+        for bits in [1u64 << 55, 1 << 47, 1 << 45, 1 << 43, 1 << 42, !0] {
+            both(with_changed_frame(|c| {
+                c.pushad()?;
+                for half in 0..2 {
+                    let bits = (bits >> (half * 32)) as u32;
+                    c.xor(dword_ptr(virt(GDT) + index * 8 + half * 4), bits)?;
+                }
+                c.hypercall(Hypercall::LoadGdt {
+                    table: lguest_abi::address::Phys(GDT),
+                    entries: 32,
+                })?;
+                c.popad()
+            }));
+        }
+    }
+}
+
+#[test]
+fn a_queued_call_is_served_on_the_way_out() {
+    let layout = &lguest_abi::lguest_data::Layout::FIRST;
+    let outcome = both(|| {
+        calling(8, |c| {
+            c.int(0x80)?;
+            c.fnop()
+        })
+        .handler(7, |c| {
+            c.count(20)?;
+            c.pushad()?;
+            c.hypercall(Hypercall::Ts { set: false })?;
+            c.popad()?;
+            c.iretd()
+        })
+        .gate(SYSCALL, TRAP_GATE, 3, |c| {
+            let mut usual = c.create_label();
+            c.cmp(ebx, 5)?;
+            c.jne(usual)?;
+            c.enqueue(layout, 0, Hypercall::Ts { set: true })?;
+            c.set_label(&mut usual)?;
+            c.iretd()
+        })
+        .kernel(|c| c.enter_user())
+    });
+    assert_eq!(outcome.result(20), 1);
+    assert!(outcome.passes >= 8);
+}
+
+#[test]
+fn a_stack_that_holds_code_and_a_word_that_does() {
+    // The frame lands on an instruction that has run.
+    let routine = TRAP_STACK - 8;
+    both(|| {
+        let guest = calling(8, |c| c.int(0x80)).gate(SYSCALL, TRAP_GATE, 3, |c| {
+            sum_up(c)?;
+            c.call(u64::from(virt(SCRATCH)))?;
+            c.iretd()
+        });
+        guest.code(virt(routine), routine, |c| c.ret());
+        guest.code(virt(SCRATCH), SCRATCH, |c| {
+            c.mov(byte_ptr(virt(routine)), 0xc3)?;
+            c.call(u64::from(virt(routine)))?;
+            c.ret()
+        });
+        guest.kernel(|c| {
+            c.call(u64::from(virt(SCRATCH)))?;
+            c.enter_user()
+        })
+    });
+    // A gate that disables interrupts writes to the frame where LguestData is, which holds its handler.
+    let handler = DATA + 0x800;
+    let outcome = both(|| {
+        let guest = calling(8, |c| c.int(0x80)).gate(SYSCALL, INTERRUPT_GATE, 3, |c| {
+            sum_up(c)?;
+            c.jmp(u64::from(virt(handler)))
+        });
+        guest.code(virt(handler), handler, |c| {
+            c.enable_interrupts()?;
+            c.iretd()
+        });
+        guest.kernel(|c| {
+            c.enable_interrupts()?;
+            c.enter_user()
+        })
+    });
+    assert!(outcome.passes <= 2, "{}", outcome.passes);
+}
+
+#[test]
+fn an_interrupt_that_waits_makes_calls_go_the_long_way() {
+    for generation in LATER {
+        let outcome = both(|| {
+            calling_of(generation, 8, |c| c.int(0x80))
+                .handler(33, |c| {
+                    c.count(10)?;
+                    sum_up(c)?;
+                    c.enable_interrupts()?;
+                    c.iretd()
+                })
+                .gate(SYSCALL, TRAP_GATE, 3, |c| {
+                    sum_up(c)?;
+                    let mut later = c.create_label();
+                    let mut usual = c.create_label();
+                    c.cmp(ebx, 5)?;
+                    c.jne(later)?;
+                    c.set_field(offset::IRQ_ENABLED, 0)?;
+                    c.pushad()?;
+                    c.raise(2)?;
+                    c.popad()?;
+                    c.set_label(&mut later)?;
+                    c.cmp(ebx, 3)?;
+                    c.jne(usual)?;
+                    c.enable_interrupts()?;
+                    c.set_label(&mut usual)?;
+                    c.iretd()
+                })
+                .kernel(|c| {
+                    c.enable_interrupts()?;
+                    c.enter_user()
+                })
+        });
+        assert_eq!((outcome.result(10), outcome.passes), (1, 11), "{generation}");
+    }
+}
+
+/// Kicks come all the time; each call must be made once.
+#[test]
+fn kicks_find_gates_in_every_stretch() {
+    const CALLS: u32 = 200_000;
+    let guest = calling(CALLS, |c| {
+        c.cmp(ebx, 77)?;
+        c.int(0x80)
+    })
+    .gate(SYSCALL, TRAP_GATE, 3, |c| {
+        c.count(1)?;
+        sum_up(c)?;
+        c.iretd()
+    })
+    .kernel(|c| c.enter_user());
+    let mut machine = guest.machine();
+    let (kicker, over) = (machine.kicker(), AtomicBool::new(false));
+    let end = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                kicker.kick();
+                std::thread::sleep(Duration::from_micros(3));
+            }
+        });
+        let end = machine.run(&mut NoDevices);
+        over.store(true, Ordering::Relaxed);
+        end
+    });
+    assert_eq!(end, End::PowerOff);
+    assert_eq!(guest.word(RESULTS + 4), CALLS);
+    assert!(machine.statistics().gate_passes > u64::from(CALLS), "most of them pass");
+    let (at, code, stack) = (USER_CODE + 20, u32::from(USER_CS), u32::from(USER_DS));
+    let expected = (1..=CALLS).rev().fold(0u32, |sum, count| {
+        let words =
+            [at, code, flags_of_cmp(count, 77) | 2, USER_STACK, stack, 0, 0, count, 0, 0, 0];
+        let sum = words.into_iter().fold(sum, |sum, word| sum.rotate_left(5).wrapping_add(word));
+        sum.wrapping_add(u32::from(KERNEL_CS) + u32::from(KERNEL_DS))
+    });
+    assert_eq!(guest.word(RESULTS), expected);
+}
+
+/// CF, PF, AF, ZF, SF and OF behind `cmp`.
+fn flags_of_cmp(left: u32, right: u32) -> u32 {
+    let result = left.wrapping_sub(right);
+    u32::from(left < right)
+        | u32::from((result as u8).count_ones().is_multiple_of(2)) << 2
+        | u32::from(left & 15 < right & 15) << 4
+        | u32::from(result == 0) << 6
+        | (result >> 31) << 7
+        | u32::from((left ^ right) & (left ^ result) & 1 << 31 != 0) << 11
+}
