@@ -11,7 +11,7 @@
 //! | host register | holds |
 //! |---|---|
 //! | eax ecx edx ebx ebp esi edi | the guest's registers of the same names, upper halves zero |
-//! | r12d | the guest's esp, upper half zero |
+//! | r12d | the guest's esp, upper half zero; in a row of pushes and pops what it was at the row's beginning |
 //! | r14, GS base | the window: where guest address 0 lies |
 //! | r15 | this structure |
 //! | r11 | the indirect-jump table of the current world, 4 bytes for each guest address |
@@ -116,6 +116,11 @@ pub(crate) struct GateSlots {
 /// Bytes that a call through a gate pushes: eip, cs, eflags, esp and ss.
 pub(crate) const GATE_FRAME: u32 = 20;
 
+/// xmm0–xmm7, where `movaps` takes them.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(16))]
+pub(crate) struct XmmRegisters(pub(crate) [[u8; 16]; 8]);
+
 /// Not canonical, whatever 32 bits are added: an access through it raises #GP in the host.
 pub(crate) const POISON: u64 = 0x4000_0000_0000_0000;
 
@@ -166,6 +171,8 @@ pub(crate) struct Frame {
     pub(crate) exit: u64,
     /// Bit number of the bounced bit-string instruction, within its operand.
     pub(crate) bounce_bit: u32,
+    /// What r12d is on the way in: the guest's esp, but in the middle of a row of pushes and pops.
+    pub(crate) entry_esp: u32,
     /// 1 while `rdtsc` raises #GP at the current level.
     pub(crate) timestamp_trap: u32,
     /// es, cs, ss, ds, fs, gs.
@@ -173,7 +180,7 @@ pub(crate) struct Frame {
     /// For kernel code that touches user memory: the window for each 16 MiB of addresses.
     pub(crate) pick: [u64; 256],
     /// xmm0–xmm7 while Rust runs.
-    pub(crate) xmm: [[u8; 16]; 8],
+    pub(crate) xmm: XmmRegisters,
     /// The operand of an instruction that can't touch guest memory directly.
     pub(crate) bounce: [u8; BOUNCE_BYTES],
     /// From the signal handler: the host's si_addr, error code, trap number and rip.
@@ -231,10 +238,11 @@ impl Frame {
             host_rsp: 0,
             exit: 0,
             bounce_bit: 0,
+            entry_esp: 0,
             timestamp_trap: 0,
             segments: [SegmentSlot { base: 0, selector: 0, windows: [POISON; 2] }; 6],
             pick: [POISON; 256],
-            xmm: [[0; 16]; 8],
+            xmm: XmmRegisters([[0; 16]; 8]),
             bounce: [0; BOUNCE_BYTES],
             fault_address: 0,
             fault_error: 0,

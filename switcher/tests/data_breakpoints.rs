@@ -462,5 +462,5 @@ fn a_program_comes_to_the_same_end_whatever_is_watched() {
     let (sum, memory, _) = end(false);
     let (watched_sum, watched_memory, hits) = end(true);
     assert_eq!((watched_sum, watched_memory), (sum, memory));
-    assert!(hits > 100, "{hits}");
+    assert!(hits > 10, "{hits}");
 }

@@ -11,28 +11,41 @@ use super::gs_base;
 use super::host_map::HostMap;
 use super::kick::Kick;
 use super::signals::{Current, Running};
+use crate::cpu::Gpr;
 use crate::frame::{Frame, Reason};
 use std::sync::atomic::{Ordering, compiler_fence};
 
-/// Runs translated code from cache offset `at` until it leaves, and says why it did. The frame holds the
-/// addresses of the world that the code at `at` was translated for.
+/// Where translated code is to be entered, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    /// The point, a cache offset.
+    pub(crate) at: u32,
+    /// Its [`Point::moved`](crate::translate::Point::moved).
+    pub(crate) moved: i8,
+    /// It is entered even if a kick is waiting.
+    pub(crate) undisturbed: bool,
+}
+
+/// Runs translated code from `start` on until it leaves, and says why it did. The frame holds the
+/// addresses of the world that the code there was translated for.
 ///
-/// [`Reason::Kicked`] comes without anything having run when a kick is waiting, unless `undisturbed`.
+/// [`Reason::Kicked`] comes without anything having run when a kick is waiting, unless undisturbed.
 pub(crate) fn run(
     frame: &mut Frame,
     cache: &mut CodeCache,
     map: &HostMap,
     kick: &Kick,
     alarm: &Alarm,
-    at: u32,
-    undisturbed: bool,
+    start: Start,
 ) -> Reason {
+    let Start { at, moved, undisturbed } = start;
     debug_assert!(at < cache.bytes() && frame.code == cache.base());
     let entry = if cache.take_written() { Entry::Serialize } else { Entry::Jump };
     let target = cache.base() + u64::from(at);
     let code = cache.base()..cache.base() + u64::from(cache.bytes());
     gs_base::set(frame.window);
     let level_before = frame.user;
+    frame.entry_esp = frame.gpr[Gpr::Esp as usize].wrapping_sub_signed(moved.into());
     frame.kicked.store(0, Ordering::Relaxed);
     let frame: *mut Frame = frame;
     // SAFETY: all three are borrowed until the end of this function, and `current` is gone by then.

@@ -20,6 +20,8 @@ pub(crate) struct Place {
     pub(crate) len: u8,
     /// A repeated string instruction, which may be left anywhere.
     pub(crate) rep: bool,
+    /// What to add to r12d for the guest's esp.
+    pub(crate) moved: i8,
 }
 
 /// All points in the code cache, in ascending order of host offset.
@@ -41,6 +43,7 @@ impl HostMap {
             owner,
             len: point.len,
             rep: point.rep,
+            moved: point.moved,
         }));
     }
 
@@ -55,11 +58,10 @@ impl HostMap {
         self.places.get(behind.checked_sub(1)?)
     }
 
-    /// The eip with which translated code that stands at cache offset `host` may be left right
+    /// The guest instruction at which translated code that stands at cache offset `host` may be left right
     /// away, if it may.
-    pub(crate) fn leave_at(&self, host: u32) -> Option<u32> {
-        let place = self.find(host)?;
-        (place.host == host || place.rep).then_some(place.eip)
+    pub(crate) fn leave_at(&self, host: u32) -> Option<&Place> {
+        self.find(host).filter(|place| place.host == host || place.rep)
     }
 }
 
@@ -69,16 +71,13 @@ mod tests {
 
     #[test]
     fn only_boundaries_and_repeated_strings_may_be_left() {
-        let point = |host, eip, rep| Point { host, eip, len: 1, entry: true, rep };
+        let point = |host, eip, rep| Point { host, eip, len: 1, entry: true, rep, moved: 0 };
         let mut map = HostMap::default();
         map.append(&[point(0x100, 1, false), point(0x108, 2, true), point(0x110, 3, false)], 7);
         map.append(&[point(0x120, 9, false)], 8);
-        assert_eq!(map.leave_at(0xff), None);
-        assert_eq!(map.leave_at(0x100), Some(1));
-        assert_eq!(map.leave_at(0x101), None);
-        assert_eq!(map.leave_at(0x10c), Some(2));
-        assert_eq!(map.leave_at(0x110), Some(3));
-        assert_eq!(map.leave_at(0x111), None);
+        let left = [0xff, 0x100, 0x101, 0x10c, 0x110, 0x111]
+            .map(|host| map.leave_at(host).map(|place| place.eip));
+        assert_eq!(left, [None, Some(1), None, Some(2), Some(3), None]);
         assert_eq!(map.find(0x11f).map(|place| (place.eip, place.owner)), Some((3, 7)));
         map.clear();
         assert_eq!(map.find(0x120), None);

@@ -292,16 +292,18 @@ fn preempt(running: &Running, context: &mut ucontext_t) {
     // SAFETY: valid by the promise of `Running::new`, and not being changed, since translated code
     // was running.
     let boundary = unsafe { &*running.map }.leave_at((rip - running.code.start) as u32);
-    let Some(eip) = boundary else {
+    let Some(boundary) = boundary else {
         running.stepping.set(true);
         registers[libc::REG_EFL as usize] |= TF;
         return;
     };
     // SAFETY: the thread was in translated code, so no Rust refers to the frame.
     unsafe {
-        (*running.frame).eip = eip;
+        (*running.frame).eip = boundary.eip;
         (*running.frame).reason = Reason::Kicked as u32;
     }
+    let esp = &mut registers[libc::REG_R12 as usize];
+    *esp = i64::from((*esp as u32).wrapping_add_signed(boundary.moved.into()));
     stop_stepping(running, registers);
     registers[libc::REG_RIP as usize] = crossing::leave_address() as i64;
 }

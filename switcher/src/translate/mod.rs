@@ -136,10 +136,11 @@ pub(crate) struct Unit {
 
 /// A boundary between guest instructions.
 ///
-/// In front of it all state is canonical, but for one kind: behind a `rep` string instruction
-/// there is a second point with the next instruction's address and `len` 0, where only the
-/// upper halves of rsi and rdi may still be set (so who leaves there stores 32 bits of them,
-/// and must not enter there).
+/// In front of it all state is canonical, but for two kinds:
+/// - behind a `rep` string instruction there is a second point with the next instruction's address and `len` 0, where only the
+///   upper halves of rsi and rdi may still be set (so who leaves there stores 32 bits of them,
+///   and must not enter there);
+/// - in a row of pushes and pops the guest's esp is `moved` bytes from what r12 holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Point {
     /// Cache offset.
@@ -153,6 +154,8 @@ pub(crate) struct Point {
     /// A repeated string instruction: whoever interrupts it anywhere before the next point may
     /// leave with this point's eip.
     pub(crate) rep: bool,
+    /// What to add to r12d for the guest's esp. Not 0 only where `entry` is false.
+    pub(crate) moved: i8,
 }
 
 /// The first instruction runs over the end of the bytes given.

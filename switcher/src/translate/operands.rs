@@ -35,6 +35,7 @@ pub(super) enum Reach {
 impl Translator<'_> {
     /// An instruction that exists in both modes.
     pub(super) fn native(&mut self, instruction: &Instruction, route: Route) {
+        let instruction = &self.with_esp_moved(instruction);
         let mut host = host_form(instruction);
         // Only Rust knows how the two pieces of such an operand wrap at 64 KiB.
         let wraps = uses_16bit_address(instruction) && instruction.memory_size().size() == 10;
@@ -57,6 +58,7 @@ impl Translator<'_> {
 
     /// `lea`: the sum itself is the result.
     pub(super) fn lea(&mut self, instruction: &Instruction) {
+        let instruction = &self.with_esp_moved(instruction);
         let to = host_register(instruction.op0_register());
         let word = instruction.op0_register().size() == 2;
         let width = if word { Width::Word } else { Width::Dword };

@@ -1,14 +1,17 @@
 //! How far a unit reaches: the guest code is read once before anything is emitted.
 //!
 //! A unit is a straight run of instructions inside one page. Knowing all of it first tells where
-//! loops begin (they are aligned), and which checks the one before has already made.
+//! loops begin (they are aligned), which checks the one before has already made, and where esp need not be followed at each step.
 
 use super::classify::{Class, Way, classify};
 use super::{NeedsMore, Request};
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
 /// How many other instructions may stand between two FPU instructions that share one check.
 const FPU_GAP: usize = 3;
+
+/// How many other instructions may stand before the next of a row of pushes and pops.
+const ROW_GAP: usize = 3;
 
 /// A decoder of guest code that takes no byte for more than our processor knows: the prefix of
 /// `tzcnt`, `lzcnt` and `wbnoinvd` is one that `bsf`, `bsr` and `wbinvd` ignore.
@@ -28,6 +31,8 @@ pub(super) struct Step {
     pub(super) checks_fpu: bool,
     /// Can be jumped to from anywhere.
     pub(super) entry: bool,
+    /// Belongs to a row of pushes and pops: what it needs of esp can be counted from where esp was before.
+    pub(super) in_row: bool,
 }
 
 impl Step {
@@ -75,13 +80,21 @@ pub(super) fn plan(request: &Request<'_>) -> Result<Plan, NeedsMore> {
             return Err(NeedsMore);
         }
         let class = classify(instruction.code());
-        steps.push(Step { instruction, class, loop_head: false, checks_fpu: false, entry: true });
+        steps.push(Step {
+            instruction,
+            class,
+            loop_head: false,
+            checks_fpu: false,
+            entry: true,
+            in_row: false,
+        });
         if !class.way.falls_through() {
             break End::Elsewhere;
         }
     };
     let targets = note_branch_targets(&mut steps);
     share_fpu_checks(&mut steps, &targets);
+    note_rows(&mut steps, &targets, request.watch.is_some());
     Ok(Plan { steps, end })
 }
 
@@ -124,6 +137,50 @@ fn share_fpu_checks(steps: &mut [Step], targets: &[bool]) {
             checked = None;
         }
     }
+}
+
+/// Finds rows of pushes and pops. Other instructions may stand between them, a few, if esp is no more to them than where an
+/// operand counts from; the last may be a `call` or a `ret`. `watched`: stores to absolute addresses may leave.
+fn note_rows(steps: &mut [Step], targets: &[bool], watched: bool) {
+    let mut gap = usize::MAX;
+    for (at, step) in steps.iter_mut().enumerate().rev() {
+        let instruction = &step.instruction;
+        let bystander = matches!(step.class.way, Way::Native | Way::Lea | Way::Nothing)
+            && !(watched && is_absolute(instruction));
+        gap = match step.class.way {
+            _ if step.checks_fpu || names_esp(instruction) => usize::MAX,
+            Way::Push | Way::Pop | Way::Call | Way::Return | Way::Leave => {
+                let in_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+                if in_memory || !moves_dwords(instruction) { usize::MAX } else { 0 }
+            }
+            _ if bystander => gap.saturating_add(1),
+            _ => usize::MAX,
+        };
+        step.in_row = gap <= ROW_GAP && !targets[at];
+        if !step.in_row {
+            gap = usize::MAX;
+        }
+    }
+}
+
+/// esp or its lower half is an operand.
+fn names_esp(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|operand| {
+        instruction.op_kind(operand) == OpKind::Register
+            && instruction.op_register(operand).full_register32() == Register::ESP
+    })
+}
+
+/// Its operand in memory is at an address that no register has a part in.
+fn is_absolute(instruction: &Instruction) -> bool {
+    instruction.op_kinds().any(|kind| kind == OpKind::Memory)
+        && instruction.memory_base() == Register::None
+        && instruction.memory_index() == Register::None
+}
+
+/// What it pushes or pops has 32 bits each.
+fn moves_dwords(instruction: &Instruction) -> bool {
+    !matches!(instruction.code(), Code::Leavew) && instruction.stack_pointer_increment().abs() != 2
 }
 
 /// Whether an instruction that couldn't be decoded was only longer than the 15 bytes that the

@@ -3,14 +3,22 @@
 //! The store comes before esp moves, so that a fault finds the instruction's beginning. Stores
 //! go through gs, since they have a displacement; loads are from `[r14+r12]`. When the stack
 //! segment isn't flat, or the stack has turned out to be out of reach, Rust does it all.
+//!
+//! Compilers write pushes and pops in rows, with a `call` or a `ret` behind. There r12 need not follow each of them: it stays,
+//! and the displacement moves ([`Translator::moved`](super::unit::Translator)), until something needs esp itself, or may be reached from elsewhere. Who
+//! stops in the middle adds what is missing ([`Point::moved`](super::Point)). A chain of additions that loads and stores waited for is gone.
 
 use super::Route;
 use super::assembler::{Place, Reg, Sum, Width};
 use super::operands::{Reach, has_memory, host_register};
+use super::plan::Step;
 use super::unit::Translator;
 use iced_x86::{Instruction, OpKind, Register};
 
-/// What the stack pointer points to.
+/// Where displacements fit a byte, whatever one instruction does to them.
+const MOVES: std::ops::RangeInclusive<i8> = -100..=100;
+
+/// What r12d points to.
 const TOP: Place = Place::Window(Reg::STACK);
 
 impl Translator<'_> {
@@ -35,7 +43,7 @@ impl Translator<'_> {
             return self.emulated(instruction);
         };
         let (width, bytes) = stack_width(instruction);
-        let below = Place::Stack(-bytes);
+        let below = Place::Stack(self.moved - bytes);
         match instruction.op0_kind() {
             OpKind::Register if instruction.op0_register().is_segment_register() => {
                 self.selector(Width::Dword, Reg::R13, instruction.op0_register());
@@ -52,7 +60,7 @@ impl Translator<'_> {
             }
             _ => self.hot.store_constant(width, below, instruction.immediate(0) as u32),
         }
-        self.move_stack(i32::from(-bytes));
+        self.moved -= bytes;
     }
 
     pub(super) fn pop(&mut self, instruction: &Instruction, route: Route) {
@@ -78,10 +86,37 @@ impl Translator<'_> {
                 self.hot.copy(width, Reg::STACK, Reg::R13);
             }
             _ => {
-                self.hot.load(width, to, TOP);
-                self.move_stack(i32::from(bytes));
+                self.hot.load(width, to, self.top());
+                self.moved += bytes;
             }
         }
+    }
+
+    /// What the guest's esp points to.
+    fn top(&self) -> Place {
+        if self.moved == 0 { TOP } else { Place::Stack(self.moved) }
+    }
+
+    /// Makes r12d the guest's esp again.
+    pub(super) fn settle_stack(&mut self) {
+        let moved = std::mem::take(&mut self.moved);
+        if moved != 0 {
+            self.move_stack(moved.into());
+        }
+    }
+
+    /// Whether an instruction is translated for an esp that is elsewhere than in r12d.
+    pub(super) fn may_stay_moved(&self, step: &Step) -> bool {
+        step.in_row
+            && MOVES.contains(&self.moved)
+            && self.request.assumptions.flat
+            && !self.request.assumptions.is_single()
+            && self.route(step) == Route::Window
+    }
+
+    /// The instruction with what an operand relative to esp needs.
+    pub(super) fn with_esp_moved(&self, instruction: &Instruction) -> Instruction {
+        with_moved_stack(instruction, self.moved)
     }
 
     /// `r13d = the selector on top of the stack`, which stays there.
@@ -104,20 +139,23 @@ impl Translator<'_> {
         }
         let (width, bytes) = stack_width(instruction);
         self.hot.load(width, Reg::R13, Place::Window(Reg::EBP));
+        self.moved = 0;
         self.hot.lea(Width::Dword, Reg::STACK, Sum::plus(Reg::EBP, i32::from(bytes)));
         self.hot.copy(width, Reg::EBP, Reg::R13);
     }
 
     /// Pushes a return address.
     pub(super) fn push_constant(&mut self, value: u32) {
-        self.hot.store_constant(Width::Dword, Place::Stack(-4), value);
-        self.move_stack(-4);
+        self.hot.store_constant(Width::Dword, Place::Stack(self.moved - 4), value);
+        self.moved -= 4;
+        self.settle_stack();
     }
 
     /// `r13d = what is on top`, and esp moves by `bytes`.
     pub(super) fn pop_to_r13(&mut self, bytes: i32) {
-        self.hot.load(Width::Dword, Reg::R13, TOP);
-        self.move_stack(bytes);
+        self.hot.load(Width::Dword, Reg::R13, self.top());
+        let moved = std::mem::take(&mut self.moved);
+        self.move_stack(i32::from(moved) + bytes);
     }
 
     /// `lea r12d, [r12+bytes]`
@@ -133,10 +171,11 @@ fn stack_width(instruction: &Instruction) -> (Width, i8) {
     if word { (Width::Word, 2) } else { (Width::Dword, 4) }
 }
 
-/// `pop` to memory computes its address with the esp that has moved already (SDM volume 2, "POP").
+/// The instruction as it is when esp, where its operand counts from, is `bytes` further on. (`pop` to memory computes its address with
+/// the esp that has moved already: SDM volume 2, "POP".)
 fn with_moved_stack(instruction: &Instruction, bytes: i8) -> Instruction {
     let mut moved = *instruction;
-    if instruction.memory_base() == Register::ESP {
+    if bytes != 0 && instruction.memory_base() == Register::ESP {
         let displacement = instruction.memory_displacement32().wrapping_add(bytes as u32);
         moved.set_memory_displacement64(u64::from(displacement));
         let small = i8::try_from(displacement as i32).is_ok();

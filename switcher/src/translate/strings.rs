@@ -34,6 +34,7 @@ impl Translator<'_> {
                 len: 0,
                 entry: false,
                 rep: false,
+                moved: 0,
             });
         }
         for (used, register) in [(source, Reg::ESI), (destination, Reg::EDI)] {

@@ -48,6 +48,8 @@ pub(super) struct Translator<'r> {
     pub(super) cold: Assembler,
     encoder: Encoder,
     points: Vec<Point>,
+    /// What is still to be added to r12d for the guest's esp: see [`super::stack`].
+    pub(super) moved: i8,
     /// Jumps to guest addresses that the unit's end decides.
     branches: Vec<(OpenJump, u32)>,
 }
@@ -60,11 +62,15 @@ impl<'r> Translator<'r> {
             cold: Assembler::new(request.cold, steps * 8 + 32),
             encoder: Encoder::new(64),
             points: Vec::with_capacity(steps + 1),
+            moved: 0,
             branches: Vec::new(),
         }
     }
 
     fn begin(&mut self, step: &Step, first: bool) {
+        if !self.may_stay_moved(step) {
+            self.settle_stack();
+        }
         if first {
             self.hot.align(UNIT_ALIGNMENT);
         } else if step.loop_head {
@@ -74,7 +80,8 @@ impl<'r> Translator<'r> {
             host: self.hot.here(),
             eip: step.eip(),
             len: step.instruction.len() as u8,
-            entry: step.entry,
+            entry: step.entry && self.moved == 0,
+            moved: self.moved,
             rep: step.class.way == Way::String && super::strings::is_repeated(&step.instruction),
         });
     }
@@ -89,10 +96,7 @@ impl<'r> Translator<'r> {
         if step.checks_fpu {
             self.check_fpu(instruction);
         }
-        let route = match self.request.assumptions.pace {
-            Pace::Free | Pace::Step => (self.request.learned)(step.eip()),
-            Pace::Alone => Route::Bounced,
-        };
+        let route = self.route(step);
         match step.class.way {
             Way::Native => self.native(instruction, route),
             Way::Nothing => self.hot.nop(),
@@ -121,6 +125,14 @@ impl<'r> Translator<'r> {
                 self.exception(instruction.ip32(), PROTECTION);
             }
             Way::Undefined => self.exception(instruction.ip32(), INVALID_OPCODE),
+        }
+    }
+
+    /// How an instruction's memory operand, or the stack, is reached.
+    pub(super) fn route(&self, step: &Step) -> Route {
+        match self.request.assumptions.pace {
+            Pace::Free | Pace::Step => (self.request.learned)(step.eip()),
+            Pace::Alone => Route::Bounced,
         }
     }
 
@@ -197,6 +209,7 @@ impl<'r> Translator<'r> {
     }
 
     fn finish(mut self, plan: &Plan) -> Unit {
+        self.settle_stack();
         match plan.end {
             End::Elsewhere => {}
             End::Next(eip) => self.go_to(eip),

@@ -8,9 +8,10 @@
 use super::Vcpu;
 use super::run::Resume;
 use crate::address::{GuestVirt, PAGE_SIZE};
-use crate::cpu::SegmentRegister;
+use crate::cpu::{Gpr, SegmentRegister};
 use crate::emulate::linear_address;
 use crate::environment::{Access, Environment, Mapping};
+use crate::execute::host_map::Place;
 use crate::execute::windows::Slot;
 use crate::exit::{Exception, Exit};
 use crate::translate::Route;
@@ -54,6 +55,8 @@ impl Vcpu {
         let at = frame.detail;
         let Some(place) = self.code.map.find(at).copied() else { return self.lost(env) };
         frame.eip = place.eip;
+        let esp = &mut frame.gpr[Gpr::Esp as usize];
+        *esp = esp.wrapping_add_signed(place.moved.into());
         let (number, error, address) = (frame.fault_trap, frame.fault_error, frame.fault_address);
         let bounced = self.bounce.take().is_some();
         let exception = match number {
@@ -63,7 +66,7 @@ impl Vcpu {
             trap::INVALID_OPCODE => Exception::INVALID_OPCODE,
             trap::PROTECTION | trap::STACK if bounced => Exception::protection(0),
             trap::PROTECTION | trap::STACK => return self.protection_fault(env),
-            trap::PAGE => return self.page_fault(env, place.host, address, error & WRITE != 0),
+            trap::PAGE => return self.page_fault(env, place, address, error & WRITE != 0),
             _ => return self.lost(env),
         };
         Err(Exit::Exception(exception))
@@ -73,7 +76,7 @@ impl Vcpu {
     fn page_fault(
         &mut self,
         env: &mut dyn Environment,
-        point: u32,
+        point: Place,
         address: u64,
         write: bool,
     ) -> Result<Resume, Exit> {
@@ -116,7 +119,7 @@ impl Vcpu {
         slot: Slot,
         at: GuestVirt,
         write: bool,
-        point: u32,
+        point: Place,
     ) -> Result<Resume, Exit> {
         let mapping = self.ask(env, at, write, self.assumptions.user)?;
         self.show_and_retry(env, slot, &mapping, point)
@@ -127,7 +130,7 @@ impl Vcpu {
         env: &mut dyn Environment,
         slot: Slot,
         mapping: &Mapping,
-        point: u32,
+        point: Place,
     ) -> Result<Resume, Exit> {
         self.statistics.mappings += 1;
         self.forget_changed_code(slot, mapping);
@@ -136,7 +139,7 @@ impl Vcpu {
         }
         // The code at `point` may rely on what the unit did before, so it isn't always an entry;
         // but that was done, and holds.
-        Ok(Resume::At(point))
+        Ok(Resume::At(point.host, point.moved))
     }
 
     fn ask(
@@ -159,7 +162,7 @@ impl Vcpu {
         hit: Slot,
         at: GuestVirt,
         write: bool,
-        point: u32,
+        point: Place,
     ) -> Result<Resume, Exit> {
         let mapping = self.ask(env, at, write, false)?;
         let as_user = if mapping.user { self.ask(env, at, write, true).ok() } else { None };

@@ -7,7 +7,8 @@ use super::guest_bus::GuestBus;
 use crate::cpu::SegmentRegister;
 use crate::emulate::{Outcome, emulate};
 use crate::environment::Environment;
-use crate::execute::{crossing, guest_code};
+use crate::execute::crossing;
+use crate::execute::guest_code::{self, Start};
 use crate::exit::{Exception, Exit};
 use crate::frame::Reason;
 use crate::translate::Pace;
@@ -18,8 +19,9 @@ use iced_x86::{Mnemonic, Register};
 pub(super) enum Resume {
     /// At the code for eip, wherever that is.
     Eip,
-    /// At this cache offset: eip is right, but the code there relies on what was done before.
-    At(u32),
+    /// At this cache offset: eip is right, but the code there relies on what was done before, and for an esp that r12 doesn't
+    /// follow: so many bytes are still to be added.
+    At(u32, i8),
     /// At this cache offset, where an instruction's operand is in the buffer. It is finished whatever else there is to do: a
     /// device that the operand came from may not give it a second time.
     Halfway(u32),
@@ -56,12 +58,13 @@ impl Vcpu {
     /// Runs translated code once, and deals with what it leaves for.
     fn advance(&mut self, env: &mut dyn Environment, resume: Resume) -> Result<Resume, Exit> {
         let undisturbed = matches!(resume, Resume::Halfway(_));
-        let at = match resume {
-            Resume::At(at) | Resume::Halfway(at) => at,
+        let (at, moved) = match resume {
+            Resume::At(at, moved) => (at, moved),
+            Resume::Halfway(at) => (at, 0),
             _ => {
                 let target = self.dispatch(env)?;
                 self.link(resume, target);
-                target.at
+                (target.at, 0)
             }
         };
         let frame = &mut self.cpu.frame;
@@ -71,8 +74,7 @@ impl Vcpu {
             &self.code.map,
             &self.kick,
             &self.alarm,
-            at,
-            undisturbed,
+            Start { at, moved, undisturbed },
         );
         let detail = frame.detail;
         self.follow_gates();

@@ -31,11 +31,12 @@ impl Machine {
     }
 
     fn run(&mut self, at: u32) -> Reason {
-        run(&mut self.frame, &mut self.cache, &self.map, &self.kick, &self.alarm, at, false)
+        let start = Start { at, moved: 0, undisturbed: false };
+        run(&mut self.frame, &mut self.cache, &self.map, &self.kick, &self.alarm, start)
     }
 
     fn points(&mut self, points: &[(u32, u32)]) {
-        let point = |&(host, eip)| Point { host, eip, len: 1, entry: true, rep: false };
+        let point = |&(host, eip)| Point { host, eip, len: 1, entry: true, rep: false, moved: 0 };
         self.map.append(&points.iter().map(point).collect::<Vec<_>>(), 0);
     }
 }
@@ -68,8 +69,8 @@ fn the_guests_xmm_registers_and_mxcsr_stay_the_guests() {
     let code = [&[0x0f, 0x58, 0xc7][..], &leave()].concat();
     let mut machine = Machine::new(&code);
     let ones = 1f32.to_le_bytes().repeat(4);
-    machine.frame.xmm[7].copy_from_slice(&ones);
-    machine.frame.xmm[3] = [0x5a; 16];
+    machine.frame.xmm.0[7].copy_from_slice(&ones);
+    machine.frame.xmm.0[3] = [0x5a; 16];
     machine.frame.mxcsr = 0x0f80 | 0x6000; // Division by zero unmasked, rounding towards zero.
     machine.frame.mxcsr &= !0x200;
     let guest = machine.frame.mxcsr;
@@ -81,8 +82,8 @@ fn the_guests_xmm_registers_and_mxcsr_stay_the_guests() {
         assert!(std::hint::black_box(1f64) / std::hint::black_box(3f64) * 3.0 == 1.0);
         assert_eq!(machine.frame.mxcsr & 0xffc0, guest & 0xffc0);
     }
-    assert_eq!(machine.frame.xmm[0][..], 100f32.to_le_bytes().repeat(4)[..]);
-    assert_eq!(machine.frame.xmm[3], [0x5a; 16]);
+    assert_eq!(machine.frame.xmm.0[0][..], 100f32.to_le_bytes().repeat(4)[..]);
+    assert_eq!(machine.frame.xmm.0[3], [0x5a; 16]);
 }
 
 #[test]

@@ -1,0 +1,159 @@
+//! Rows of pushes and pops, where r12 doesn't follow esp at each step: wherever a guest stops, it has the state that
+//! it has when it goes step by step, where there are no rows.
+
+mod guest;
+
+use guest::*;
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use lguest_switcher::breakpoints::SINGLE_STEP;
+use lguest_switcher::cpu::TF;
+use lguest_switcher::{Exit, Gpr, GuestVirt, PAGE_SIZE, SpaceId, View};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// Numbers that look random, the same each time.
+struct Random(u32);
+
+impl Random {
+    fn below(&mut self, end: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((u64::from(self.0) * u64::from(end)) >> 32) as u32
+    }
+}
+
+/// Where esp is at the start of each round: a little above the end of a page, so that rows cross it.
+const TOP: u32 = STACK - PAGE_SIZE + 0x18;
+
+/// Rounds of a program.
+const ROUNDS: u32 = 12;
+
+/// One instruction of a row, or one that may stand in it, or one that ends it. It spoils these registers, and what is on the stack if
+/// it may.
+fn instruction(
+    a: &mut CodeAssembler,
+    random: &mut Random,
+    spoiled: &[AsmRegister32],
+    writes: bool,
+) -> Result<(), IcedError> {
+    let register = spoiled[random.below(spoiled.len() as u32) as usize];
+    let depth = random.below(16) * 4;
+    match random.below(if writes { 26 } else { 22 }) {
+        0..5 => a.push(register),
+        5 => a.push(random.below(1 << 20)),
+        6..10 => a.pop(register),
+        10 => a.mov(register, dword_ptr(esp + depth)),
+        11 => a.lea(register, dword_ptr(esp + register * 4 + depth)),
+        12 => a.cmp(register, dword_ptr(esp + depth)),
+        13 => a.lea(register, dword_ptr(esp + depth)),
+        14 => a.add(register, ebx),
+        15 => a.nop(),
+        16 => a.push(esp),
+        17 => a.push(dword_ptr(esp + depth)),
+        18 => a.push(cx),
+        19 => a.push(ds),
+        20 => a.mov(register, esp),
+        21 => a.daa(),
+        22 => a.mov(dword_ptr(esp + depth), register),
+        23 => a.xadd(dword_ptr(esp + depth), register),
+        24 => a.pop(dword_ptr(esp + depth)),
+        _ => a.pop(dx),
+    }
+}
+
+/// A loop with rows around a call, and in what it calls.
+fn program(seed: u32) -> impl Fn(&mut CodeAssembler) -> Result<(), IcedError> {
+    move |a| {
+        let mut random = Random(seed);
+        let (mut again, mut function) = (a.create_label(), a.create_label());
+        let mut over = a.create_label();
+        a.mov(ebx, ROUNDS)?;
+        a.set_label(&mut again)?;
+        for _ in 0..12 {
+            instruction(a, &mut random, &[eax, ecx, edx, ebp, esi, edi], true)?;
+        }
+        a.call(function)?;
+        for _ in 0..6 {
+            instruction(a, &mut random, &[eax, ecx, edx, ebp, esi, edi], true)?;
+        }
+        a.mov(esp, TOP)?;
+        a.dec(ebx)?;
+        a.jnz(again)?;
+        a.jmp(over)?;
+        a.set_label(&mut function)?;
+        a.push(ebp)?;
+        a.mov(ebp, esp)?;
+        for _ in 0..6 {
+            instruction(a, &mut random, &[eax, ecx, edx, esi, edi], false)?;
+        }
+        a.leave()?;
+        a.ret_1(4 * random.below(3))?;
+        a.set_label(&mut over)?;
+        a.nop()
+    }
+}
+
+/// All that a stop shows.
+type State = (u32, u32, [u32; 8]);
+
+fn state(guest: &Guest) -> State {
+    use Gpr::*;
+    let cpu = &guest.vcpu.cpu;
+    let registers = [Eax, Ecx, Edx, Ebx, Esp, Ebp, Esi, Edi].map(|register| cpu.gpr(register));
+    (cpu.eip(), cpu.eflags() & !TF, registers)
+}
+
+fn start(seed: u32) -> Guest {
+    let mut guest = Guest::user(program(seed));
+    guest.provide(STACK - 2 * PAGE_SIZE, 1, true);
+    guest.set_gpr(Gpr::Esp, TOP);
+    guest
+}
+
+/// What the stack holds at the end.
+fn stack(guest: &Guest) -> Vec<u32> {
+    (0..0x200).map(|at| guest.peek(TOP - 0x400 + at * 4)).collect()
+}
+
+const ENDED: Exit = Exit::SoftwareInterrupt { vector: END, length: 2 };
+
+#[test]
+fn a_stop_anywhere_shows_what_single_steps_show() {
+    let (mut kicks, mut programs) = (0, 0);
+    for seed in 0..30 {
+        let mut steps = start(seed);
+        let mut seen = HashMap::new();
+        let end = loop {
+            seen.insert(state(&steps), seen.len());
+            let flags = steps.vcpu.cpu.eflags();
+            steps.vcpu.cpu.set_eflags(flags | TF);
+            match steps.run() {
+                Exit::Debug(SINGLE_STEP) => {}
+                exit => break exit,
+            }
+        };
+        let last = state(&steps);
+        programs += u32::from(end == ENDED);
+
+        let mut guest = start(seed);
+        let (mut random, mut before) = (Random(seed), 0_usize);
+        let exit = loop {
+            // Pages that are gone are run into, in the middle of a row.
+            let page = GuestVirt(TOP.wrapping_sub(random.below(2) * PAGE_SIZE) & !(PAGE_SIZE - 1));
+            let space: SpaceId = guest.vcpu.current_space();
+            guest.vcpu.unmap(View::User(space), page, 1);
+            guest.vcpu.set_alarm(Some(Duration::from_micros(random.below(12).into())));
+            let exit = guest.run();
+            if exit != Exit::Kicked {
+                break exit;
+            }
+            let now = seen.get(&state(&guest)).copied();
+            let now = now.unwrap_or_else(|| panic!("seed {seed}: {:x?}", state(&guest)));
+            assert!(now >= before, "seed {seed}: back from {before} to {now}");
+            (before, kicks) = (now, kicks + 1);
+        };
+        assert_eq!((exit, state(&guest)), (end, last), "seed {seed}");
+        assert!(stack(&guest) == stack(&steps), "seed {seed}: the stack");
+    }
+    assert!(kicks > 20 && programs > 15, "{kicks} kicks, {programs} came to their end");
+}
