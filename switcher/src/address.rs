@@ -9,6 +9,10 @@ use std::fmt;
 /// Bytes in a page, the unit of all mapping (SDM volume 3, section 5.1).
 pub const PAGE_SIZE: u32 = 4096;
 
+/// Bytes at the end of a page in which an instruction can begin and not end: the longest has 15 (SDM volume 2, section "Instruction
+/// Format").
+pub(crate) const OVERHANG: u32 = 14;
+
 /// A linear address as guest code forms it, after segmentation and before paging.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct GuestVirt(pub u32);

@@ -40,7 +40,7 @@ use crate::frame::Frame;
 use crate::memory::{CodeWrites, GuestMemory};
 use crate::translate::Assumptions;
 use bounce::Bounce;
-use code_store::{CodeSegment, CodeStore, Dropped};
+use code_store::{CodeSegment, CodeStore};
 use decoded::DecodedCache;
 use faults::Fault;
 use guest_bus::GuestBus;
@@ -500,7 +500,7 @@ impl Vcpu {
 
     /// Drops the code of one page.
     fn drop_page(&mut self, page: u32, frame: u32) {
-        let dropped: Vec<Dropped> = self.code.drop_page(page, frame);
+        let dropped = self.code.drop_page(page, frame);
         self.spaces.forget_code(&dropped);
     }
 

@@ -3,6 +3,7 @@
 
 mod guest;
 
+use guest::breakpoints::ENDED;
 use guest::*;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -114,8 +115,6 @@ fn start(seed: u32) -> Guest {
 fn stack(guest: &Guest) -> Vec<u32> {
     (0..0x200).map(|at| guest.peek(TOP - 0x400 + at * 4)).collect()
 }
-
-const ENDED: Exit = Exit::SoftwareInterrupt { vector: END, length: 2 };
 
 #[test]
 fn a_stop_anywhere_shows_what_single_steps_show() {

@@ -12,6 +12,7 @@
 
 use super::SetupError;
 use super::reservation::{Reservation, Shape, pointer};
+use crate::address::{OVERHANG, PAGE_SIZE};
 use rustix::mm::{Advice, ProtFlags, madvise};
 use std::ptr::{with_exposed_provenance_mut, write_bytes};
 
@@ -89,6 +90,17 @@ impl JumpTable {
         }
     }
 
+    /// Forgets the targets in the last bytes of one guest page, where an instruction may run over its end.
+    pub(crate) fn clear_end(&mut self, page: u32) {
+        let part = (u64::from(page) + 1) * PARTS - 1;
+        let bit = 1 << (part % 64);
+        if self.filled.get((part / 64) as usize).is_some_and(|word| word & bit != 0) {
+            let start = self.entry((page + 1).wrapping_mul(PAGE_SIZE).wrapping_sub(OVERHANG));
+            // SAFETY: entries of a page inside the reservation, mapped for writing, as in `set`.
+            unsafe { write_bytes(start, 0, OVERHANG as usize) };
+        }
+    }
+
     /// Forgets all targets, and gives the memory back.
     pub(crate) fn clear(&mut self) {
         if self.touched > 0 && !self.filled.is_empty() {
@@ -129,6 +141,12 @@ mod tests {
         table.set(u32::MAX, 4);
         table.clear_page(1);
         assert_eq!([0, 0x1000, 0x1fff, u32::MAX].map(|eip| get(&table, eip)), [1, 0, 0, 4]);
+        table.set(0x1ff1, 5);
+        table.set(0x1ff2, 6);
+        table.clear_end(1);
+        assert_eq!([0x1ff1, 0x1ff2].map(|eip| get(&table, eip)), [5, 0]);
+        table.clear_end(0xf_ffff);
+        assert_eq!(get(&table, u32::MAX), 0);
         table.clear();
         assert_eq!([0, u32::MAX].map(|eip| get(&table, eip)), [0, 0]);
     }

@@ -12,7 +12,7 @@ use super::operands::{Reach, has_memory, host_register};
 use super::plan::direct_target;
 use super::stubs::{exit, exit_to_r13, jump_through_table};
 use super::unit::Translator;
-use crate::address::PAGE_SIZE;
+use crate::address::{OVERHANG, PAGE_SIZE};
 use crate::frame::Reason;
 use iced_x86::{ConditionCode, Instruction, Mnemonic};
 
@@ -90,9 +90,14 @@ impl Translator<'_> {
             let jump = self.hot.jump();
             self.lead(jump, target);
         } else {
-            self.hot.constant(Reg::R13, target);
-            jump_through_table(&mut self.hot);
+            self.go_by_table(target);
         }
+    }
+
+    /// Goes to a guest address, wherever the world has its code.
+    pub(super) fn go_by_table(&mut self, target: u32) {
+        self.hot.constant(Reg::R13, target);
+        jump_through_table(&mut self.hot);
     }
 
     /// Goes to the guest address in r13d.
@@ -121,9 +126,12 @@ impl Translator<'_> {
         }
     }
 
-    /// Whether the code at `target` lives and dies with this unit's.
+    /// Whether the code at `target` lives and dies with this unit's. Where an instruction may run over the end of the page, it doesn't.
     fn is_local(&self, target: u32) -> bool {
-        !self.request.straddles && target / PAGE_SIZE == self.request.eip / PAGE_SIZE
+        let page = |eip| eip / PAGE_SIZE;
+        !self.request.straddles
+            && page(target) == page(self.request.eip)
+            && page(target.wrapping_add(OVERHANG)) == page(target)
     }
 
     fn target_to_r13(&mut self, instruction: &Instruction, reach: Reach) {

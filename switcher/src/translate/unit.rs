@@ -213,7 +213,7 @@ impl<'r> Translator<'r> {
         match plan.end {
             End::Elsewhere => {}
             End::Next(eip) => self.go_to(eip),
-            End::Straddler(eip) => exit_with(&mut self.hot, Reason::Chain, eip, 0),
+            End::Straddler(eip) => self.go_by_table(eip),
         }
         for (jump, target) in std::mem::take(&mut self.branches) {
             if let Some(host) = self.inside(target) {

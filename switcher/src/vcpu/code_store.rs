@@ -6,7 +6,7 @@
 //! reached another way, or when the cache is full.
 //!
 //! An instruction that runs over the end of its page is a *straddler*: it depends on two frames, so it
-//! belongs to no page, and each use of it checks both.
+//! belongs to no page. Other code finds it in the jump table alone, which forgets it when either page may be another.
 
 use super::fetches::CodeId;
 use crate::execute::SetupError;
@@ -78,11 +78,13 @@ pub(super) struct CodeStore {
     drops: u64,
 }
 
-/// A piece of code that is gone: who still knows of it must forget it.
-#[derive(Clone, Copy, Debug)]
+/// Code that is gone: who still knows of it must forget it.
+#[derive(Debug, Default)]
 pub(super) struct Dropped {
-    pub(super) id: CodeId,
-    pub(super) page: u32,
+    /// Pages of code, and the virtual page of each.
+    pub(super) pages: Vec<(CodeId, u32)>,
+    /// The virtual pages in which straddlers began.
+    pub(super) straddlers: Vec<u32>,
 }
 
 impl CodeStore {
@@ -193,17 +195,15 @@ impl CodeStore {
 
     /// Drops all code of the virtual page `page` that was read from `frame`, and the straddlers
     /// that begin there.
-    pub(super) fn drop_page(&mut self, page: u32, frame: u32) -> Vec<Dropped> {
-        self.drops += 1;
-        self.straddlers.retain(|(_, key), _| (key.page, key.frame) != (page, frame));
+    pub(super) fn drop_page(&mut self, page: u32, frame: u32) -> Dropped {
         let known = self.frames.get(&frame);
         let ids = known.map_or_else(Vec::new, |known| known.pages.clone());
         let of_page = |id: &CodeId| {
             let there = self.pages.get(id.0 as usize).and_then(Option::as_ref);
             there.is_some_and(|there| there.key.page == page)
         };
-        let ids: Vec<CodeId> = ids.into_iter().filter(of_page).collect();
-        ids.into_iter().filter_map(|id| self.drop_id(id)).collect()
+        let ids = ids.into_iter().filter(of_page).collect();
+        self.drop_these(ids, |key, _| (key.page, key.frame) == (page, frame))
     }
 
     /// The frames that code of the virtual page `page` was read from.
@@ -215,23 +215,31 @@ impl CodeStore {
         frames
     }
 
-    fn drop_id(&mut self, id: CodeId) -> Option<Dropped> {
+    /// Drops all code that was read from `frame`.
+    pub(super) fn drop_frame(&mut self, frame: u32) -> Dropped {
+        let ids = self.frames.remove(&frame).unwrap_or_default().pages;
+        self.drop_these(ids, |key, last_frame| key.frame == frame || last_frame == frame)
+    }
+
+    /// Drops pages of code, and the straddlers that `goes` says it of, by their first page and their last frame.
+    fn drop_these(&mut self, ids: Vec<CodeId>, goes: impl Fn(&PageKey, u32) -> bool) -> Dropped {
+        self.drops += 1;
+        let straddlers = self
+            .straddlers
+            .extract_if(|(_, key), straddler| goes(key, straddler.last_frame))
+            .map(|((_, key), _)| key.page)
+            .collect();
+        Dropped { pages: ids.into_iter().filter_map(|id| self.drop_id(id)).collect(), straddlers }
+    }
+
+    fn drop_id(&mut self, id: CodeId) -> Option<(CodeId, u32)> {
         let page = self.pages.get_mut(id.0 as usize)?.take()?;
         self.by_key.remove(&page.key);
         self.free.push(id);
         if let Some(frame) = self.frames.get_mut(&page.key.frame) {
             frame.pages.retain(|&there| there != id);
         }
-        Some(Dropped { id, page: page.key.page })
-    }
-
-    /// Drops all code that was read from `frame`.
-    pub(super) fn drop_frame(&mut self, frame: u32) -> Vec<Dropped> {
-        self.drops += 1;
-        self.straddlers
-            .retain(|(_, key), straddler| key.frame != frame && straddler.last_frame != frame);
-        let pages = self.frames.remove(&frame).unwrap_or_default().pages;
-        pages.into_iter().filter_map(|id| self.drop_id(id)).collect()
+        Some((id, page.key.page))
     }
 
     /// Drops everything, and returns the frames it was read from.

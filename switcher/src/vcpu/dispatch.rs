@@ -27,8 +27,19 @@ const BRIEF_UNIT: usize = 16;
 pub(super) struct Target {
     /// Cache offset.
     pub(super) at: u32,
-    /// Other code of its world may go there by itself from now on.
-    pub(super) linkable: bool,
+    /// Who may go there by itself from now on.
+    pub(super) links: Links,
+}
+
+/// Which code of a world may know a piece of code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Links {
+    /// None.
+    Nobody,
+    /// Whoever looks it up in the jump table.
+    Table,
+    /// Branches within its page as well, which live and die with it.
+    Anyone,
 }
 
 impl Vcpu {
@@ -37,7 +48,7 @@ impl Vcpu {
         let (linear, assumptions) = (self.linear_eip(), self.assumptions);
         let keeper = self.spaces.keeper(assumptions.user, linear);
         if let Some(at) = keeper.and_then(|slot| self.find(slot, linear)) {
-            return Ok(Target { at, linkable: true });
+            return Ok(Target { at, links: Links::Anyone });
         }
         self.translate_here(env, keeper)
     }
@@ -75,8 +86,9 @@ impl Vcpu {
         let frame = self.fetch(env, linear)?;
         let key = PageKey { page, frame, assumptions, segment };
         let near_end = (PAGE_SIZE - linear % PAGE_SIZE) as usize <= LONGEST;
+        let kept = |links| if keeper.is_some() { links } else { Links::Nobody };
         if near_end && let Some(at) = self.known_straddler(env, key)? {
-            return Ok(Target { at, linkable: false });
+            return Ok(Target { at, links: kept(Links::Table) });
         }
         loop {
             let id = self.code.page(key);
@@ -84,14 +96,14 @@ impl Vcpu {
                 world.fetches.set_code(page, assumptions, id);
             }
             if let Some(at) = self.code.at(id, linear) {
-                return Ok(Target { at, linkable: keeper.is_some() });
+                return Ok(Target { at, links: kept(Links::Anyone) });
             }
             match self.translate_unit(id, key) {
                 Ok(Ok(())) => {}
                 Ok(Err(CacheFull)) => self.empty_cache(),
                 Err(NeedsMore) => {
                     let at = self.translate_straddler(env, key)?;
-                    return Ok(Target { at, linkable: false });
+                    return Ok(Target { at, links: kept(Links::Table) });
                 }
             }
         }

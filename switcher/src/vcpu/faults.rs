@@ -249,8 +249,7 @@ impl Vcpu {
         let (first, frame) = (mapping.virt.page_number(), mapping.phys.page_number());
         for page in world.fetches.known_among(first, mapping.pages) {
             if world.fetches.frame(page) != Some(frame + (page - first)) {
-                world.fetches.remove(page);
-                world.jumps.clear_page(page);
+                world.forget_fetch(page);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::Vcpu;
 use super::code_store::CodeSegment;
-use super::dispatch::Target;
+use super::dispatch::{Links, Target};
 use super::guest_bus::GuestBus;
 use crate::cpu::SegmentRegister;
 use crate::emulate::{Outcome, emulate};
@@ -105,11 +105,13 @@ impl Vcpu {
 
     /// Lets code that has just asked for `target` find it by itself next time.
     fn link(&mut self, resume: Resume, target: Target) {
-        if !target.linkable {
+        if target.links == Links::Nobody {
             return;
         }
         match resume {
-            Resume::Link { site, drops } if drops == self.code.drops() => {
+            Resume::Link { site, drops }
+                if drops == self.code.drops() && target.links == Links::Anyone =>
+            {
                 self.code.cache.patch(site, target.at);
             }
             Resume::Table if self.assumptions.flat && !self.assumptions.is_single() => {

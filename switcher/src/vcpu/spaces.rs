@@ -21,6 +21,23 @@ pub(super) struct World {
     pub(super) fetches: Fetches,
 }
 
+impl World {
+    /// Page `page` may show other code than it did: branches look for it anew.
+    pub(super) fn forget_jumps(&mut self, page: u32) {
+        self.jumps.clear_page(page);
+        // An instruction may have run over the end of the page before.
+        if let Some(before) = page.checked_sub(1) {
+            self.jumps.clear_end(before);
+        }
+    }
+
+    /// The frame from which code of `page` was read isn't that any more, or not known to be.
+    pub(super) fn forget_fetch(&mut self, page: u32) {
+        self.fetches.remove(page);
+        self.forget_jumps(page);
+    }
+}
+
 /// All worlds.
 pub(super) struct Spaces {
     pub(super) windows: Windows,
@@ -172,8 +189,7 @@ impl Spaces {
         self.windows.forget(slot, page, pages);
         if let Some(world) = self.world_mut(slot) {
             for page in world.fetches.known_among(page, pages) {
-                world.fetches.remove(page);
-                world.jumps.clear_page(page);
+                world.forget_fetch(page);
             }
         }
     }
@@ -183,19 +199,21 @@ impl Spaces {
         self.windows.forget_all(slot);
         if let Some(world) = self.world_mut(slot) {
             for page in world.fetches.known_among(0, u32::MAX) {
-                world.fetches.remove(page);
-                world.jumps.clear_page(page);
+                world.forget_fetch(page);
             }
         }
     }
 
     /// Forgets pieces of code that are gone.
-    pub(super) fn forget_code(&mut self, dropped: &[Dropped]) {
+    pub(super) fn forget_code(&mut self, dropped: &Dropped) {
         for world in self.worlds.iter_mut().flatten() {
-            for &Dropped { id, page } in dropped {
+            for &(id, page) in &dropped.pages {
                 if world.fetches.drop_code(page, id) {
                     world.jumps.clear_page(page);
                 }
+            }
+            for &page in &dropped.straddlers {
+                world.jumps.clear_end(page);
             }
         }
     }

@@ -224,8 +224,12 @@ impl Guest {
 
     /// Reads memory as a device would.
     pub(crate) fn peek(&self, virt: u32) -> u32 {
-        let byte = |i| self.memory.read_u8(self.phys(virt.wrapping_add(i))).expect("within memory");
-        u32::from_le_bytes([0, 1, 2, 3].map(byte))
+        u32::from_le_bytes([0, 1, 2, 3].map(|i| self.peek_byte(virt.wrapping_add(i))))
+    }
+
+    /// Reads a byte as a device would.
+    pub(crate) fn peek_byte(&self, virt: u32) -> u8 {
+        self.memory.read_u8(self.phys(virt)).expect("within memory")
     }
 
     pub(crate) fn run(&mut self) -> Exit {
