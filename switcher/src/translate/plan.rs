@@ -10,6 +10,10 @@ use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind,
 /// How many other instructions may stand between two FPU instructions that share one check.
 const FPU_GAP: usize = 3;
 
+/// How many instructions a unit has before it goes on in code that exists already. A loop that was entered in its middle is translated
+/// again from its head, so that it's in one piece, with one jump a round: what predicts branches remembers a number of jumps.
+const BEFORE_JOINING: usize = 12;
+
 /// How many other instructions may stand before the next of a row of pushes and pops.
 const ROW_GAP: usize = 3;
 
@@ -68,8 +72,9 @@ pub(super) fn plan(request: &Request<'_>) -> Result<Plan, NeedsMore> {
     let end = loop {
         let eip = decoder.ip() as u32;
         let begun = !steps.is_empty();
-        let joins = || (request.known)(eip).is_some() || request.breakpoints.contains(&eip);
-        if steps.len() == longest || begun && (joins() || !decoder.can_decode()) {
+        let joins = || steps.len() >= BEFORE_JOINING && (request.known)(eip).is_some();
+        let stops = || joins() || request.breakpoints.contains(&eip) || !decoder.can_decode();
+        if steps.len() == longest || begun && stops() {
             break End::Next(eip);
         }
         let instruction = decoder.decode();

@@ -1,8 +1,11 @@
 //! The guest's stack: esp is r12d, and pushing is a store and an `lea`.
 //!
-//! The store comes before esp moves, so that a fault finds the instruction's beginning. Stores
-//! go through gs, since they have a displacement; loads are from `[r14+r12]`. When the stack
+//! The store comes before esp moves, so that a fault finds the instruction's beginning. When the stack
 //! segment isn't flat, or the stack has turned out to be out of reach, Rust does it all.
+//!
+//! Pushes and pops both go through gs, whose operand may have a displacement. A pop without one could be `[r14+r12]`, which is a cycle
+//! or two faster by itself; but processors pass a value on at once only where load and store name their address in the
+//! same way (push and pop of one register, on an Intel of 2023: 0.52 ns instead of 1.35).
 //!
 //! Compilers write pushes and pops in rows, with a `call` or a `ret` behind. There r12 need not follow each of them: it stays,
 //! and the displacement moves ([`Translator::moved`](super::unit::Translator)), until something needs esp itself, or may be reached from elsewhere. Who
@@ -17,9 +20,6 @@ use iced_x86::{Instruction, OpKind, Register};
 
 /// Where displacements fit a byte, whatever one instruction does to them.
 const MOVES: std::ops::RangeInclusive<i8> = -100..=100;
-
-/// What r12d points to.
-const TOP: Place = Place::Window(Reg::STACK);
 
 impl Translator<'_> {
     /// The reach of the explicit operand of an instruction that works on the stack; `None` when
@@ -69,7 +69,7 @@ impl Translator<'_> {
         };
         let (width, bytes) = stack_width(instruction);
         if instruction.op0_kind() == OpKind::Memory {
-            self.hot.load(width, Reg::R13, TOP);
+            self.hot.load(width, Reg::R13, self.top());
             let target = with_moved_stack(instruction, bytes);
             self.store_from_r13(&target, reach, width);
             self.move_stack(i32::from(bytes));
@@ -79,9 +79,9 @@ impl Translator<'_> {
         let to = host_register(instruction.op0_register());
         match (to, width) {
             // What is popped wins over the addition.
-            (Reg::STACK, Width::Dword) => self.hot.load(width, Reg::STACK, TOP),
+            (Reg::STACK, Width::Dword) => self.hot.load(width, Reg::STACK, self.top()),
             (Reg::STACK, _) => {
-                self.hot.load(width, Reg::R13, TOP);
+                self.hot.load(width, Reg::R13, self.top());
                 self.move_stack(i32::from(bytes));
                 self.hot.copy(width, Reg::STACK, Reg::R13);
             }
@@ -94,7 +94,7 @@ impl Translator<'_> {
 
     /// What the guest's esp points to.
     fn top(&self) -> Place {
-        if self.moved == 0 { TOP } else { Place::Stack(self.moved) }
+        Place::Stack(self.moved)
     }
 
     /// Makes r12d the guest's esp again.
@@ -122,7 +122,7 @@ impl Translator<'_> {
     /// `r13d = the selector on top of the stack`, which stays there.
     pub(super) fn selector_on_top(&mut self, instruction: &Instruction) {
         let (width, _) = stack_width(instruction);
-        self.hot.load(width, Reg::R13, TOP);
+        self.hot.load(width, Reg::R13, self.top());
         self.hot.zero_extend_word(Reg::R13, Reg::R13);
     }
 
