@@ -2,12 +2,14 @@
 
 mod guest;
 
+use guest::breakpoints::ENDED;
 use guest::*;
 use iced_x86::code_asm::*;
 use lguest_switcher::breakpoints::SINGLE_STEP;
 use lguest_switcher::{
     Config, Exception, Exit, Gpr, GuestVirt, PAGE_SIZE, Segment, SegmentRegister,
 };
+use std::time::Duration;
 
 #[test]
 fn a_loop_adds_up() {
@@ -189,6 +191,57 @@ fn the_fpu_trap_catches_every_kind_of_fpu_instruction() {
         guest.vcpu.cpu.set_fpu_trap(false);
         guest.finish();
     }
+}
+
+#[test]
+fn the_fpu_trap_catches_the_next_round_of_a_loop() {
+    // Two loops, one in the other, whose FPU instructions come late, and one behind a way out.
+    let mut guest = Guest::user(|a| {
+        let (mut outer, mut inner, mut over) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.fninit()?;
+        a.fldz()?;
+        a.mov(edx, 400)?;
+        a.set_label(&mut outer)?;
+        a.mov(ecx, 999)?;
+        a.set_label(&mut inner)?;
+        a.inc(eax)?;
+        a.cmp(ecx, 1000)?;
+        a.je(over)?;
+        a.fld1()?;
+        a.mov(ebx, eax)?;
+        a.faddp(st1, st0)?;
+        a.fist(dword_ptr(DATA))?;
+        a.dec(ecx)?;
+        a.jnz(inner)?;
+        a.fld(st0)?;
+        a.fstp(st0)?;
+        a.dec(edx)?;
+        a.jnz(outer)?;
+        a.set_label(&mut over)?;
+        a.nop()
+    });
+    let (mut random, mut caught) = (7u32, 0);
+    loop {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        guest.vcpu.set_alarm(Some(Duration::from_micros(u64::from(random >> 28))));
+        match guest.run() {
+            Exit::Kicked => {}
+            exit => break assert_eq!(exit, ENDED),
+        }
+        let before = guest.peek(DATA);
+        guest.vcpu.cpu.set_fpu_trap(true);
+        match guest.run() {
+            Exit::Exception(exception) => assert_eq!(exception, Exception::NO_FPU),
+            exit => assert_eq!(exit, Exit::Kicked),
+        }
+        let eip = guest.vcpu.cpu.eip();
+        assert_eq!(guest.peek(DATA), before, "no FPU instruction at all, up to {eip:#x}");
+        guest.vcpu.cpu.set_fpu_trap(false);
+        caught += 1;
+    }
+    assert_eq!((guest.peek(DATA), guest.gpr(Gpr::Eax)), (399_600, 399_600));
+    assert!(caught > 10, "{caught}");
 }
 
 #[test]

@@ -9,6 +9,7 @@
 use super::Route;
 use super::assembler::{OpenJump, Reg, Width};
 use super::operands::{Reach, has_memory, host_register};
+use super::peel::Turn;
 use super::plan::direct_target;
 use super::stubs::{exit, exit_to_r13, jump_through_table};
 use super::unit::Translator;
@@ -60,10 +61,23 @@ impl Translator<'_> {
     }
 
     /// `jcc`
-    pub(super) fn conditional(&mut self, instruction: &Instruction) {
+    pub(super) fn conditional(&mut self, instruction: &Instruction, turn: Turn) {
         let Some(target) = direct_target(instruction) else { return self.emulated(instruction) };
-        let jump = self.hot.jump_if(condition(instruction.condition_code()));
-        self.lead(jump, target);
+        let condition = condition(instruction.condition_code());
+        match turn {
+            Turn::First => self.over_rounds = Some(self.hot.jump_if(condition ^ 1)),
+            Turn::Back => {
+                let jump = self.hot.jump_if(condition);
+                self.hot.close(jump, self.other_rounds);
+                if let Some(over) = self.over_rounds.take() {
+                    self.hot.close(over, self.hot.here());
+                }
+            }
+            Turn::None | Turn::Head => {
+                let jump = self.hot.jump_if(condition);
+                self.lead(jump, target);
+            }
+        }
     }
 
     /// `loop` and `jecxz`: with a 32-bit address size they count in ecx; their jump is short,

@@ -20,7 +20,7 @@
 //! # The story, in order
 //!
 //! - [`classify`]: which way each instruction goes;
-//! - [`plan`]: how far a run of guest code, a *unit*, reaches;
+//! - [`plan`]: how far a run of guest code, a *unit*, reaches; [`peel`]: loops whose first round differs;
 //! - [`mod@unit`]: the unit's host code, instruction by instruction;
 //! - [`operands`], [`high_bytes`], [`bit_strings`]: instructions re-encoded, and where their
 //!   operand lies;
@@ -42,6 +42,7 @@ mod fpu;
 mod golden;
 mod high_bytes;
 mod operands;
+mod peel;
 mod plan;
 mod segments;
 mod stack;

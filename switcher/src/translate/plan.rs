@@ -4,6 +4,7 @@
 //! loops begin (they are aligned), which checks the one before has already made, and where esp need not be followed at each step.
 
 use super::classify::{Class, Way, classify};
+use super::peel::{Turn, peel_loops};
 use super::{NeedsMore, Request};
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
@@ -26,6 +27,7 @@ pub(crate) fn decoder(bytes: &[u8], eip: u32) -> Decoder<'_> {
 }
 
 /// One guest instruction of a unit.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
     pub(super) instruction: Instruction,
     pub(super) class: Class,
@@ -37,6 +39,8 @@ pub(super) struct Step {
     pub(super) entry: bool,
     /// Belongs to a row of pushes and pops: what it needs of esp can be counted from where esp was before.
     pub(super) in_row: bool,
+    /// Its place in a loop whose first round is translated by itself.
+    pub(super) turn: Turn,
 }
 
 impl Step {
@@ -61,6 +65,8 @@ pub(super) enum End {
 pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     pub(super) end: End,
+    /// Bytes of guest code.
+    pub(super) guest_len: u32,
 }
 
 /// Reads the unit that begins at the request's eip.
@@ -92,6 +98,7 @@ pub(super) fn plan(request: &Request<'_>) -> Result<Plan, NeedsMore> {
             checks_fpu: false,
             entry: true,
             in_row: false,
+            turn: Turn::None,
         });
         if !class.way.falls_through() {
             break End::Elsewhere;
@@ -100,7 +107,11 @@ pub(super) fn plan(request: &Request<'_>) -> Result<Plan, NeedsMore> {
     let targets = note_branch_targets(&mut steps);
     share_fpu_checks(&mut steps, &targets);
     note_rows(&mut steps, &targets, request.watch.is_some());
-    Ok(Plan { steps, end })
+    let guest_len = steps.iter().map(|step| step.instruction.len() as u32).sum();
+    if !single {
+        peel_loops(&mut steps, &targets);
+    }
+    Ok(Plan { steps, end, guest_len })
 }
 
 /// Where a direct branch goes.

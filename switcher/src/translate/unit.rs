@@ -5,6 +5,7 @@
 
 use super::assembler::{Assembler, OpenJump, Reg};
 use super::classify::Way;
+use super::peel::Turn;
 use super::plan::{End, Plan, Step, is_too_long, plan};
 use super::stubs::{Tail, exception_stub, exit, exit_with, go_to_tail};
 use super::{NeedsMore, Pace, Point, Request, Route, Unit};
@@ -50,6 +51,10 @@ pub(super) struct Translator<'r> {
     points: Vec<Point>,
     /// What is still to be added to r12d for the guest's esp: see [`super::stack`].
     pub(super) moved: i8,
+    /// Cache offset of the rounds behind a loop's first: see [`super::peel`].
+    pub(super) other_rounds: u32,
+    /// The first round's jump over the others.
+    pub(super) over_rounds: Option<OpenJump>,
     /// Jumps to guest addresses that the unit's end decides.
     branches: Vec<(OpenJump, u32)>,
 }
@@ -63,6 +68,8 @@ impl<'r> Translator<'r> {
             encoder: Encoder::new(64),
             points: Vec::with_capacity(steps + 1),
             moved: 0,
+            other_rounds: 0,
+            over_rounds: None,
             branches: Vec::new(),
         }
     }
@@ -73,8 +80,11 @@ impl<'r> Translator<'r> {
         }
         if first {
             self.hot.align(UNIT_ALIGNMENT);
-        } else if step.loop_head {
+        } else if step.loop_head || step.turn == Turn::Head {
             self.hot.align(LOOP_ALIGNMENT);
+        }
+        if step.turn == Turn::Head {
+            self.other_rounds = self.hot.here();
         }
         self.point(Point {
             host: self.hot.here(),
@@ -114,7 +124,7 @@ impl<'r> Translator<'r> {
             Way::Call => self.call(instruction, route),
             Way::Jump => self.jump(instruction, route),
             Way::Return => self.ret(instruction, route),
-            Way::Conditional => self.conditional(instruction),
+            Way::Conditional => self.conditional(instruction, step.turn),
             Way::Counted => self.counted(instruction),
             Way::String => self.string(instruction, route),
             Way::Emulated | Way::EmulatedTransfer => self.emulated(instruction),
@@ -224,14 +234,17 @@ impl<'r> Translator<'r> {
             self.hot.close(jump, self.cold.here());
             exit_with(&mut self.cold, Reason::Chain, target, site);
         }
-        let guest_len = plan.steps.iter().map(|step| step.instruction.len() as u32).sum();
-        Unit { hot: self.hot.finish(), cold: self.cold.finish(), points: self.points, guest_len }
+        Unit {
+            hot: self.hot.finish(),
+            cold: self.cold.finish(),
+            points: self.points,
+            guest_len: plan.guest_len,
+        }
     }
 
     /// Host offset of an instruction of this unit that may be jumped to.
     fn inside(&self, eip: u32) -> Option<u32> {
-        let at = self.points.partition_point(|point| point.eip < eip);
-        let mut same = self.points[at..].iter().take_while(|point| point.eip == eip);
-        same.find(|point| point.entry).map(|point| point.host)
+        let mut points = self.points.iter();
+        points.find(|point| point.eip == eip && point.entry).map(|point| point.host)
     }
 }
