@@ -9,7 +9,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lguest_switcher::breakpoints::SINGLE_STEP;
 use lguest_switcher::cpu::TF;
-use lguest_switcher::{Exit, Gpr, GuestVirt, PAGE_SIZE, SpaceId, View};
+use lguest_switcher::{Exception, Exit, Gpr, GuestVirt, PAGE_SIZE, SpaceId, View};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -155,4 +155,29 @@ fn a_stop_anywhere_shows_what_single_steps_show() {
         assert!(stack(&guest) == stack(&steps), "seed {seed}: the stack");
     }
     assert!(kicks > 20 && programs > 15, "{kicks} kicks, {programs} came to their end");
+}
+
+#[test]
+fn what_rust_carries_out_in_a_row_finds_esp_where_it_is() {
+    // A store through cs, and an operand of ten bytes at a 16-bit address, go through Rust.
+    let mut guest = Guest::user(|a| {
+        a.push(edx)?;
+        a.db(&[0x2e, 0x89, 0x2b])?; // mov cs:[ebx], ebp
+        a.push(eax)
+    });
+    guest.set_gpr(Gpr::Ebx, DATA);
+    assert_eq!(guest.exception(), Exception::protection(0));
+    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (USER + 1, STACK - 4));
+
+    let mut guest = Guest::user(|a| {
+        a.fldz()?;
+        a.fnop()?;
+        a.push(edx)?;
+        a.db(&[0x67, 0xdb, 0x38])?; // fstp tword [bx+si]
+        a.push(eax)
+    });
+    guest.provide(0x3000, 1, true);
+    guest.set_gpr(Gpr::Ebx, 0x3100);
+    guest.finish();
+    assert_eq!(guest.gpr(Gpr::Esp), STACK - 8);
 }

@@ -37,23 +37,28 @@ impl Translator<'_> {
     pub(super) fn native(&mut self, instruction: &Instruction, route: Route) {
         let instruction = &self.with_esp_moved(instruction);
         let mut host = host_form(instruction);
-        // Only Rust knows how the two pieces of such an operand wrap at 64 KiB.
-        let wraps = uses_16bit_address(instruction) && instruction.memory_size().size() == 10;
-        let route = if wraps { Route::Bounced } else { route };
         if !has_memory(instruction) {
             self.encode_with_high_bytes(host);
             return;
         }
+        let bounced = self.is_bounced(instruction, route);
         match self.reach(instruction, route) {
             // It never faults, wherever its operand is, so it need not be done there.
             reach if reach != Reach::Window && is_prefetch(instruction) => self.hot.nop(),
-            Reach::Bounced => self.bounced(instruction),
+            _ if bounced => self.bounced(instruction),
             reach => {
                 self.place(&mut host, instruction, reach);
                 self.encode_with_high_bytes(host);
                 self.watch(instruction, reach);
             }
         }
+    }
+
+    /// Whether Rust carries a native instruction's operand, which is in memory, to the bounce buffer and back.
+    pub(super) fn is_bounced(&self, instruction: &Instruction, route: Route) -> bool {
+        // Only Rust knows how the two pieces of such an operand wrap at 64 KiB.
+        let wraps = uses_16bit_address(instruction) && instruction.memory_size().size() == 10;
+        wraps || self.reach(instruction, route) == Reach::Bounced
     }
 
     /// `lea`: the sum itself is the result.
@@ -125,6 +130,7 @@ impl Translator<'_> {
     /// An instruction between two exits: Rust fills the bounce buffer before and empties it
     /// afterwards.
     pub(super) fn bounced(&mut self, instruction: &Instruction) {
+        debug_assert_eq!(self.moved, 0, "Rust wants esp in r12d");
         let eip = instruction.ip32();
         let mut host = host_form(instruction);
         self.raise_pending(instruction);

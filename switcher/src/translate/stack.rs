@@ -112,6 +112,7 @@ impl Translator<'_> {
             && self.request.assumptions.flat
             && !self.request.assumptions.is_single()
             && self.route(step) == Route::Window
+            && !(has_memory(&step.instruction) && self.is_bounced(&step.instruction, Route::Window))
     }
 
     /// The instruction with what an operand relative to esp needs.

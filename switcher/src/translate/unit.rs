@@ -195,6 +195,7 @@ impl<'r> Translator<'r> {
 
     /// Rust does the whole instruction.
     pub(super) fn emulated(&mut self, instruction: &Instruction) {
+        debug_assert_eq!(self.moved, 0, "Rust wants esp in r12d");
         exit(&mut self.hot, Reason::Sensitive, instruction.ip32());
     }
 
