@@ -15,7 +15,8 @@
 //! - [`forms`], [`instance`], [`values`], [`placing`]: every instruction form, instances of it, and
 //!   states in which they do something;
 //! - [`blocks`]: random programs;
-//! - [`compare`], [`contest`]: running both, and telling what differs.
+//! - [`compare`], [`contest`]: running both, and telling what differs;
+//! - `leeway`: what may.
 //!
 //! Only `shared`, `worker` and `inside` contain `unsafe` code, and each says what it rests on.
 
@@ -30,6 +31,7 @@ pub mod forms;
 mod inside;
 pub mod instance;
 pub mod layout;
+mod leeway;
 pub mod machine;
 pub mod placing;
 pub mod random;
