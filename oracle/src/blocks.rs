@@ -6,6 +6,7 @@
 //! through them, and each loop burns fuel from a counter that nothing else touches.
 
 use crate::forms::{self, Class};
+use crate::habits::Habits;
 use crate::instance::Instance;
 use crate::placing::any_address;
 use crate::random::Random;
@@ -84,14 +85,15 @@ impl Program {
     }
 }
 
-impl Default for Blocks {
-    fn default() -> Self {
-        let codes = forms::all().filter(|&code| forms::classify(code) == Class::Tested);
+impl Blocks {
+    /// A maker of programs for a processor with these habits.
+    #[must_use]
+    pub fn new(habits: &Habits) -> Self {
+        let tested = |&code: &Code| forms::classify(code) == Class::Tested;
+        let codes = forms::all().filter(tested).filter(|&code| !habits.forbid_in_programs(code));
         Self { codes: codes.collect(), info: InstructionInfoFactory::new() }
     }
-}
 
-impl Blocks {
     /// A random program in a random state.
     pub fn make(&mut self, world: &World, random: &mut Random) -> Block {
         let start = CODE + random.below(0x1100);

@@ -2,9 +2,10 @@
 
 use crate::compare::{Seen, differences, report, undefined_flags};
 use crate::forms::{Class, classify};
+use crate::habits::Habits;
 use crate::instance::Instance;
 use crate::layout::Layout;
-use crate::leeway::{is_open, must_be_same};
+use crate::leeway::{Leeway, is_open, must_be_same};
 use crate::machine::{Machine, Stop, in_processors_words};
 use crate::random::Random;
 use crate::state::{Case, End, Outcome, TRAP_FLAG};
@@ -41,6 +42,9 @@ fn with_trap_flag(case: &Case) -> Case {
     case
 }
 
+/// Steps that a program is looked at.
+const MOST_STEPS: u32 = 20_000;
+
 /// The processor and the Switcher in one world.
 pub struct Contest {
     /// The world.
@@ -49,6 +53,8 @@ pub struct Contest {
     pub oracle: Oracle,
     /// The Switcher's side.
     pub machine: Machine,
+    /// What this processor does and the Switcher doesn't, though either may.
+    pub habits: Habits,
 }
 
 /// What came of a case.
@@ -56,7 +62,8 @@ pub struct Contest {
 pub enum Verdict {
     /// Both did the same; how it ended.
     Same(End),
-    /// The processor's own end can't be compared: a system call, or no end at all.
+    /// The processor's own end can't be compared: a system call, or no end at all; or its
+    /// [habits](Habits) led it elsewhere.
     Incomparable,
     /// They did different things: all one needs to see why.
     Different(String),
@@ -69,9 +76,10 @@ impl Contest {
     /// When the processor can't be asked.
     pub fn new(random: &mut Random) -> Result<Self, OracleError> {
         let world = World::new(random);
-        let oracle = Oracle::new(world.layout.clone())?;
-        let machine = Machine::new(world.layout.clone());
-        Ok(Self { world, oracle, machine })
+        let mut oracle = Oracle::new(world.layout.clone())?;
+        let mut machine = Machine::new(world.layout.clone());
+        let habits = Habits::of(&mut oracle, &mut machine, &world)?;
+        Ok(Self { world, oracle, machine, habits })
     }
 
     /// Runs `case`, whose code has `length` bytes, on both. When it is a single instruction, the
@@ -100,7 +108,10 @@ impl Contest {
             }
             _ => (case, self.oracle.run(case)?),
         };
-        self.compare(case, &outcome, length, single)
+        let verdict = self.compare(case, &outcome, length, single)?;
+        let differs = matches!(verdict, Verdict::Different(_)) && single.is_none();
+        let is_excused = differs && self.tells_processors_apart(case)?;
+        Ok(if is_excused { Verdict::Incomparable } else { verdict })
     }
 
     /// Where a single instruction goes on when it doesn't fault. Of a branch only the processor
@@ -138,27 +149,43 @@ impl Contest {
         }
         let (stop, state) = self.machine.run(case);
         let (stop, state) = in_processors_words(stop, state, outcome);
-        let wild =
-            matches!(stop, Stop::Privileged(_) | Stop::End(End::Exception { vector: 1, .. }));
-        if single.is_none() && (wild || self.stopped_at_foreign(stop, state.eip)) {
-            // A program has run into data that says something for an embedder, or int1, or is an
-            // instruction of newer processors.
+        if single.is_none() && self.has_run_wild(stop, state.eip) {
             return Ok(Verdict::Incomparable);
         }
+        // A program has seldom got to such an instruction on purpose: it has run into data.
+        let last = single.copied().or_else(|| self.instruction_at(outcome.state.eip));
         let processor = Seen::by_processor(outcome, self.oracle.memory());
         let switcher = Seen { stop, state, memory: self.machine.memory() };
         let ignored = single.map_or(0, undefined_flags);
-        let mut found = differences(&processor, &switcher, &self.world.layout, ignored);
-        // A program has seldom got to such an instruction on purpose: it has run into data.
-        let last = single.copied().or_else(|| self.instruction_at(outcome.state.eip));
-        if let Some(last) = last.as_ref().filter(|last| is_open(last, outcome.end, stop)) {
-            found.retain(|difference| must_be_same(last, difference));
-        }
-        if single.is_none() && is_refused_either_way(last.as_ref(), outcome.end, stop) {
-            found.retain(|difference| !difference.starts_with("end:"));
-        }
+        let differ = |switcher: &Seen| {
+            let mut found = differences(&processor, switcher, &self.world.layout, ignored);
+            if let Some(last) = last.as_ref().filter(|last| is_open(last, outcome.end, stop)) {
+                found.retain(|difference| must_be_same(last, difference));
+            }
+            if single.is_none() && is_refused_either_way(last.as_ref(), outcome.end, stop) {
+                found.retain(|difference| !difference.starts_with("end:"));
+            }
+            found
+        };
+        let mut found = differ(&switcher);
         if found.is_empty() {
             return Ok(Verdict::Same(outcome.end));
+        }
+        let leeway = Leeway {
+            habits: &self.habits,
+            layout: &self.world.layout,
+            case,
+            instruction: &last.unwrap_or_default(),
+            is_single: single.is_some(),
+            processor: &processor,
+        };
+        let other = leeway.other(&switcher);
+        if differ(&other.seen()).is_empty() {
+            return Ok(Verdict::Same(outcome.end));
+        }
+        let stopped_at = instruction_in(&self.world.layout, switcher.memory, state.eip);
+        if stopped_at.is_some_and(|at| leeway.may_go_on(&at, stop, &state)) {
+            return Ok(Verdict::Incomparable);
         }
         if single.is_none() {
             let last = last.map_or("no instruction".into(), |last| last.to_string());
@@ -167,19 +194,43 @@ impl Contest {
         Ok(Verdict::Different(report(case, &self.world.layout, length, &found)))
     }
 
+    /// Whether a program runs an instruction that [has no place in it](Habits::forbid_in_programs), as
+    /// it may when it has run into data. Goes through it step by step.
+    fn tells_processors_apart(&mut self, case: &Case) -> Result<bool, OracleError> {
+        let mut case = with_trap_flag(case);
+        for _ in 0..MOST_STEPS {
+            let next = instruction_in(&self.world.layout, &case.memory, case.state.eip);
+            if next.is_some_and(|next| self.habits.forbid_in_programs(next.code())) {
+                return Ok(true);
+            }
+            let outcome = self.oracle.run(&case)?;
+            if !matches!(outcome.end, End::Exception { vector: 1, .. }) {
+                break;
+            }
+            case = with_trap_flag(&Case {
+                state: outcome.state,
+                memory: self.oracle.memory().to_vec(),
+            });
+        }
+        Ok(false)
+    }
+
     /// The instruction that the processor stopped at; `None` when it isn't one.
     fn instruction_at(&self, eip: u32) -> Option<Instruction> {
         instruction_in(&self.world.layout, self.oracle.memory(), eip)
     }
 
-    /// Whether the Switcher's processor, by our own table, doesn't have the instruction that the Switcher
-    /// said so of.
-    fn stopped_at_foreign(&mut self, switcher: Stop, eip: u32) -> bool {
-        if switcher != UNDEFINED {
-            return false;
+    /// Whether a program has run into data that says something for an embedder, or int1, or is an
+    /// instruction of newer processors, which the Switcher's doesn't have by our own table.
+    fn has_run_wild(&mut self, switcher: Stop, eip: u32) -> bool {
+        match switcher {
+            Stop::Privileged(_) | Stop::End(End::Exception { vector: 1, .. }) => true,
+            UNDEFINED => {
+                let found = instruction_in(&self.world.layout, self.machine.memory(), eip);
+                found.is_some_and(|it| classify(it.code()) == Class::NotOffered)
+            }
+            _ => false,
         }
-        let instruction = instruction_in(&self.world.layout, self.machine.memory(), eip);
-        instruction.is_some_and(|it| classify(it.code()) == Class::NotOffered)
     }
 
     /// Runs `case` on the Switcher alone and says how it stopped, and what it changed, eip included.

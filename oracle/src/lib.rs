@@ -16,7 +16,7 @@
 //!   states in which they do something;
 //! - [`blocks`]: random programs;
 //! - [`compare`], [`contest`]: running both, and telling what differs;
-//! - `leeway`: what may.
+//! - [`habits`], `leeway`: where the manual lets this processor differ.
 //!
 //! Only `shared`, `worker` and `inside` contain `unsafe` code, and each says what it rests on.
 
@@ -28,6 +28,7 @@ pub mod compare;
 pub mod contest;
 mod filter;
 pub mod forms;
+pub mod habits;
 mod inside;
 pub mod instance;
 pub mod layout;

@@ -285,7 +285,7 @@ fn low_code(random: &mut Random) -> u16 {
     (LOW + random.below(PAGE)) as u16
 }
 
-fn segment_base(register: Register, state: &State) -> u32 {
+pub(crate) fn segment_base(register: Register, state: &State) -> u32 {
     let index = match register {
         Register::ES => 0,
         Register::CS => 1,
@@ -299,7 +299,7 @@ fn segment_base(register: Register, state: &State) -> u32 {
 }
 
 /// A general register's number as instructions encode it; of a part of one, that of the whole.
-fn number(register: Register) -> Option<usize> {
+pub(crate) fn number(register: Register) -> Option<usize> {
     let full = register.full_register32();
     full.is_gpr32().then(|| full as usize - Register::EAX as usize)
 }

@@ -61,6 +61,21 @@ impl FxImage {
         u32::from(self.u16(Self::MXCSR)) | u32::from(self.u16(Self::MXCSR + 2)) << 16
     }
 
+    /// TOP: which of the registers is st0.
+    #[must_use]
+    pub fn top(&self) -> u8 {
+        self.0[Self::STATUS + 1] >> 3 & 7
+    }
+
+    /// The same registers, with TOP 0: what was in st0 is elsewhere, unless TOP was 0 before.
+    #[must_use]
+    pub fn with_top_0(mut self) -> Self {
+        let top = usize::from(self.top());
+        self.0[Self::STATUS + 1] &= !0x38;
+        self.0[Self::ST..Self::XMM].rotate_right(16 * top);
+        self
+    }
+
     /// What can be compared. The instruction and operand pointers can't (they are the
     /// host's, or zero), nor can MXCSR's mask or the padding behind 10-byte registers.
     #[must_use]
@@ -143,4 +158,23 @@ pub struct Outcome {
     pub end: End,
     /// The registers then.
     pub state: State,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_top_0_each_register_is_where_it_was() {
+        let mut image = FxImage::default();
+        image.0[FxImage::STATUS + 1] = 0x47 | 3 << 3;
+        let place = |stack: usize| FxImage::ST + 16 * stack;
+        for stack in 0..8 {
+            image.0[place(stack)] = (3 + stack as u8) % 8;
+        }
+        assert_eq!(image.top(), 3);
+        let image = image.with_top_0();
+        assert_eq!((image.top(), image.0[FxImage::STATUS + 1]), (0, 0x47));
+        assert!((0..8).all(|stack| usize::from(image.0[place(stack)]) == stack));
+    }
 }

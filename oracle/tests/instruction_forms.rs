@@ -64,6 +64,7 @@ fn every_form_does_what_the_processor_does() {
         round += 1;
     }
     summarize(&codes, &tallies);
+    println!("{}", contest.habits);
     let failed: Vec<String> = codes
         .iter()
         .filter(|&&code| tallies[&(code as usize)].failures > 0)

@@ -21,7 +21,7 @@ fn random_programs_do_what_they_do_on_the_processor() {
     let budget = Budget::new(PROGRAMS);
     let mut random = Random::new(budget.seed());
     let mut contest = Contest::new(&mut random).expect("the processor must run 32-bit code");
-    let mut blocks = Blocks::default();
+    let mut blocks = Blocks::new(&contest.habits);
     let (mut count, mut whole, mut incomparable, mut failures) = (0_u64, 0_u64, 0_u64, 0);
     while failures < SHOWN && budget.lasts(count) {
         let seed = budget.seed() ^ count << 20;
@@ -40,6 +40,7 @@ fn random_programs_do_what_they_do_on_the_processor() {
     println!(
         "{count} programs: {whole} ran to their end, {incomparable} incomparable, {failures} different"
     );
+    println!("{}", contest.habits);
     println!("{:?}", contest.machine.vcpu().statistics());
     assert_eq!(failures, 0, "programs that ended differently (seed {})", budget.seed());
 }
