@@ -9,7 +9,7 @@ use iced_x86::code_asm::*;
 use lguest_abi::address::Virt;
 use lguest_abi::hypercall::Hypercall;
 use lguest_abi::lguest_data::offset;
-use lguest_abi::segments::{KERNEL_CS, KERNEL_DS, USER_CS, USER_DS};
+use lguest_abi::segments::{FLAT_KERNEL_DATA, KERNEL_CS, KERNEL_DS, USER_CS, USER_DS};
 use lguest_host::{End, Generation, GuestPhys, NoDevices};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -376,6 +376,114 @@ fn an_interrupt_that_waits_makes_calls_go_the_long_way() {
         });
         assert_eq!((outcome.result(10), outcome.passes), (1, 11), "{generation}");
     }
+}
+
+/// In by the gate, out by the Host: the program sees its own addresses again, and none of the kernel's.
+#[test]
+fn a_program_that_comes_back_the_long_way_is_in_its_own_world() {
+    let outcome = both(|| {
+        calling(8, |c| {
+            let mut usual = c.create_label();
+            c.int(0x80)?;
+            c.push(ebx)?;
+            c.cmp(ebx, 5)?;
+            c.jne(usual)?;
+            c.mov(eax, dword_ptr(virt(RESULTS) + ebp * 1))?;
+            c.set_label(&mut usual)?;
+            c.nop()
+        })
+        .with_word(LINEAR_TABLE + (RESULTS >> 12) * 4, RESULTS | 3)
+        .handler(14, |c| {
+            c.pop(eax)?;
+            c.note(12, eax)?;
+            c.power_off()
+        })
+        .gate(SYSCALL, TRAP_GATE, 3, |c| {
+            let mut usual = c.create_label();
+            c.cmp(ebx, 5)?;
+            c.jne(usual)?;
+            c.xor(dword_ptr(esp + 8), 1 << 18)?;
+            c.set_label(&mut usual)?;
+            c.iretd()
+        })
+        .kernel(|c| c.enter_user())
+    });
+    assert_eq!((outcome.result(12), outcome.passes), (5, 6), "a page fault of level 3");
+}
+
+/// A program that can write to LguestData queues a call; it is served before the handler runs.
+#[test]
+fn a_call_that_a_program_queues_is_served_on_the_way_in() {
+    let layout = &lguest_abi::lguest_data::Layout::FIRST;
+    let outcome = both(|| {
+        let guest = calling(8, |c| {
+            let mut usual = c.create_label();
+            c.cmp(ebx, 5)?;
+            c.jne(usual)?;
+            c.mov(byte_ptr(USER_DATA + layout.hcall_status), 0)?;
+            c.set_label(&mut usual)?;
+            c.int(0x80)
+        })
+        .with_word(USER_TABLE + 4, DATA | 7)
+        .handler(7, |c| {
+            c.count(20)?;
+            c.note(21, ebx)?;
+            c.pushad()?;
+            c.hypercall(Hypercall::Ts { set: false })?;
+            c.popad()?;
+            c.iretd()
+        })
+        .gate(SYSCALL, TRAP_GATE, 3, |c| {
+            c.fnop()?;
+            c.iretd()
+        });
+        guest.queue(0, Hypercall::Ts { set: true });
+        guest.put(DATA + layout.hcall_status, &[0xff]);
+        guest.kernel(|c| c.enter_user())
+    });
+    assert_eq!((outcome.result(20), outcome.result(21)), (1, 5));
+    assert!(outcome.passes > 10, "{}", outcome.passes);
+}
+
+/// As kernels for several processors do it: fs and gs are the kernel's own while it runs.
+#[test]
+fn segments_that_the_kernel_exchanges_pass_with_the_call() {
+    let outcome = both(|| {
+        let guest = calling(50, |c| {
+            c.int(0x80)?;
+            c.mov(edx, fs)?;
+            c.mov(esi, gs)?;
+            c.mov(edi, dword_ptr(USER_DATA).gs())?;
+            c.push(edi)
+        });
+        // The kernel's own: its data, from SCRATCH on.
+        let base = u64::from(virt(SCRATCH));
+        let based = FLAT_KERNEL_DATA | (base & 0xff_ffff) << 16 | (base >> 24) << 56;
+        guest.put(GDT + 27 * 8, &based.to_le_bytes());
+        guest.put(USER_FRAMES + 0x1000, &[1, 2, 3, 4]);
+        guest
+            .gate(SYSCALL, TRAP_GATE, 3, |c| {
+                for register in [gs, fs] {
+                    c.push(register)?;
+                }
+                c.mov(edx, 27 * 8 + 1)?;
+                c.mov(fs, edx)?;
+                c.mov(edx, 27 * 8 + 1)?;
+                c.mov(gs, edx)?;
+                c.inc(dword_ptr(0).fs())?;
+                c.mov(edx, dword_ptr(0).gs())?;
+                c.add(dword_ptr(virt(RESULTS)), edx)?;
+                c.pop(fs)?;
+                c.pop(gs)?;
+                c.iretd()
+            })
+            .kernel(|c| {
+                c.mov(eax, u32::from(USER_DS))?;
+                c.mov(gs, eax)?;
+                c.enter_user()
+            })
+    });
+    assert_eq!((outcome.result(0), outcome.passes), (50 * 51 / 2, 99));
 }
 
 /// Kicks come all the time; each call must be made once.

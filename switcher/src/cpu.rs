@@ -6,7 +6,7 @@
 
 use crate::call_gate::CallGate;
 use crate::execute::gates;
-use crate::frame::{Frame, NO_RELOAD, POISON, SegmentSlot};
+use crate::frame::{FS, Frame, NO_RELOAD, POISON, SegmentSlot, WorldSlot};
 use crate::translate::{Assumptions, Pace};
 
 /// CF, PF, AF, ZF, SF, DF and OF: the flags that translated code changes by itself.
@@ -181,6 +181,10 @@ pub struct Cpu {
     /// Which of them are flat, a bit each: those that [`NEEDED_FLAT`] names decide whether
     /// translated code can ignore segments.
     flat: u8,
+    /// What fs and gs held before: see [`Frame::others`].
+    others: [Segment; 2],
+    /// The inner level, 0 to 2, that they were kept for.
+    inner_level: u8,
     /// The gate by which translated code goes from level to level.
     gate: Option<CallGate>,
 }
@@ -188,7 +192,16 @@ pub struct Cpu {
 impl Cpu {
     pub(crate) fn new(frame: Box<Frame>) -> Self {
         let segments = [Segment::default(); 6];
-        let mut cpu = Self { frame, segments, cpl: 0, timestamp_level: 3, flat: 0, gate: None };
+        let mut cpu = Self {
+            frame,
+            segments,
+            cpl: 0,
+            timestamp_level: 3,
+            flat: 0,
+            others: [Segment::default(); 2],
+            inner_level: 0,
+            gate: None,
+        };
         cpu.open_gates();
         for register in [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds] {
             cpu.set_segment(register, Segment::flat_data(0x10));
@@ -247,9 +260,13 @@ impl Cpu {
     /// the level of the stack segment's selector when `Ss` is set, and of the code segment's
     /// selector when `Cs` is.
     pub fn set_segment(&mut self, register: SegmentRegister, segment: Segment) {
-        self.segments[register as usize] = segment;
+        let replaced = std::mem::replace(&mut self.segments[register as usize], segment);
         if matches!(register, SegmentRegister::Cs | SegmentRegister::Ss) {
             self.cpl = (segment.selector & 3) as u8;
+            if self.cpl < 3 && self.cpl != self.inner_level {
+                self.inner_level = self.cpl;
+                self.forget_others();
+            }
             self.frame.user = u32::from(self.cpl == 3);
             self.refresh_timestamp_trap();
         }
@@ -257,47 +274,66 @@ impl Cpu {
         let bit = 1 << index;
         let flat = segment.is_flat(register);
         self.flat = if flat { self.flat | bit } else { self.flat & !bit };
-        let is_data = !matches!(register, SegmentRegister::Cs | SegmentRegister::Ss);
-        let inner = is_data && segment.is_emptied_at(3) && segment != Segment::default();
-        self.frame.inner = self.frame.inner & !(1 << index) | u32::from(inner) << index;
-        self.frame.reloads[index] = NO_RELOAD;
-        if segment.selector & !3 == 0 {
-            // No table has a say in it.
-            self.settle(register);
+        // No table has a say in a null selector.
+        let settled = segment.selector & !3 == 0;
+        let before = std::mem::replace(
+            &mut self.frame.segments[index],
+            slot(register, &segment, settled, &self.frame.worlds),
+        );
+        if let Some(other) = index.checked_sub(FS)
+            && before.reload != NO_RELOAD
+            && before.selector != u32::from(segment.selector)
+        {
+            self.others[other] = replaced;
+            self.frame.others[other] = before;
         }
-        self.refresh_slot(index);
     }
 
     /// Loading the same selector into `register` again would change nothing, whatever the current level: translated code may
     /// leave it out until somebody changes what the selector names.
     pub(crate) fn settle(&mut self, register: SegmentRegister) {
         let selector = self.segments[register as usize].selector;
-        self.frame.reloads[register as usize] = u32::from(selector).wrapping_neg();
+        self.frame.segments[register as usize].reload = u32::from(selector).wrapping_neg();
     }
 
     /// Entries of the tables have changed, those with these indexes: what was loaded from them counts as before, but a load
     /// looks them up again.
     pub(crate) fn unsettle(&mut self, entries: std::ops::Range<u16>) {
-        for (segment, reload) in self.segments.iter().zip(&mut self.frame.reloads) {
-            if segment.selector & !3 != 0 && entries.contains(&(segment.selector >> 3)) {
-                *reload = NO_RELOAD;
+        let Frame { segments, others, .. } = &mut *self.frame;
+        for slot in segments.iter_mut().chain(others) {
+            let selector = slot.selector as u16;
+            if selector & !3 != 0 && entries.contains(&(selector >> 3)) {
+                slot.reload = NO_RELOAD;
             }
         }
     }
 
     /// Brings what translated code knows of the segments up to date after a change of the current windows.
     pub(crate) fn refresh_slots(&mut self) {
-        (0..self.segments.len()).for_each(|index| self.refresh_slot(index));
+        let worlds = self.frame.worlds;
+        let Frame { segments, others, .. } = &mut *self.frame;
+        let all = self.segments.iter().zip(segments);
+        for (segment, slot) in all.chain(self.others.iter().zip(others)) {
+            slot.windows = windows(segment, &worlds);
+        }
     }
 
-    fn refresh_slot(&mut self, index: usize) {
-        let segment = &self.segments[index];
-        let mut windows = [POISON; 2];
-        if segment.is_unlimited() {
-            windows = self.frame.worlds.map(|world| world.window);
+    /// Code of another inner level may not be allowed what was kept for the one before.
+    fn forget_others(&mut self) {
+        for other in &mut self.frame.others {
+            other.reload = NO_RELOAD;
         }
-        self.frame.segments[index] =
-            SegmentSlot { base: segment.base, selector: segment.selector.into(), windows };
+    }
+
+    /// Catches up with translated code that has exchanged what fs or gs hold for what they held before.
+    pub(crate) fn follow_exchanges(&mut self) {
+        for other in 0..self.others.len() {
+            if std::mem::take(&mut self.frame.exchanged[other]) != 0 {
+                let register = &mut self.segments[FS + other];
+                std::mem::swap(register, &mut self.others[other]);
+                self.flat &= !(1 << (FS + other));
+            }
+        }
     }
 
     /// What translated code may take for granted as things stand.
@@ -360,4 +396,28 @@ impl Cpu {
     pub fn fpu_trap(&self) -> bool {
         self.frame.fpu_trap != 0
     }
+}
+
+/// What translated code sees of a segment register.
+fn slot(
+    register: SegmentRegister,
+    segment: &Segment,
+    settled: bool,
+    worlds: &[WorldSlot; 2],
+) -> SegmentSlot {
+    let selector = u32::from(segment.selector);
+    let is_data = !matches!(register, SegmentRegister::Cs | SegmentRegister::Ss);
+    let inner = is_data && segment.is_emptied_at(3) && *segment != Segment::default();
+    SegmentSlot {
+        base: segment.base,
+        selector,
+        reload: if settled { selector.wrapping_neg() } else { NO_RELOAD },
+        inner: inner.into(),
+        windows: windows(segment, worlds),
+    }
+}
+
+/// The windows through which a segment is used.
+fn windows(segment: &Segment, worlds: &[WorldSlot; 2]) -> [u64; 2] {
+    if segment.is_unlimited() { worlds.map(|world| world.window) } else { [POISON; 2] }
 }

@@ -68,9 +68,19 @@ pub(crate) struct SegmentSlot {
     pub(crate) base: u32,
     /// What reading the register gives: 16 bits.
     pub(crate) selector: u32,
+    /// 0 minus the selector whose load would change nothing; [`NO_RELOAD`] when there is none.
+    pub(crate) reload: u32,
+    /// 1 if a return to level 3 would change the register.
+    pub(crate) inner: u32,
     /// The window to use, for the kernel and for user code: theirs when the segment has no limit worth checking, otherwise
     /// [`POISON`], which makes every access fault and so reach Rust.
     pub(crate) windows: [u64; 2],
+}
+
+impl SegmentSlot {
+    /// Nothing that could be used.
+    pub(crate) const NOTHING: Self =
+        Self { base: 0, selector: 0, reload: NO_RELOAD, inner: 0, windows: [POISON; 2] };
 }
 
 /// Where one of the two worlds between which a gate leads is.
@@ -127,6 +137,9 @@ pub(crate) const POISON: u64 = 0x4000_0000_0000_0000;
 /// Not 0 minus any selector.
 pub(crate) const NO_RELOAD: u32 = 1 << 31;
 
+/// Number of the first of the two segment registers that programs and kernels use differently: fs, and then gs.
+pub(crate) const FS: usize = 4;
+
 /// Bytes of the bounce buffer: fxsave's 512, and room for an operand that starts unaligned.
 pub(crate) const BOUNCE_BYTES: usize = 640;
 
@@ -157,8 +170,6 @@ pub(crate) struct Frame {
     pub(crate) virtual_flags: u32,
     /// 1 at level 3, otherwise 0. A gate may change it.
     pub(crate) user: u32,
-    /// A bit for each of es, ds, fs and gs that a return to level 3 would change.
-    pub(crate) inner: u32,
     /// Base of the current window.
     pub(crate) window: u64,
     /// Base of the current world's indirect-jump table.
@@ -188,8 +199,10 @@ pub(crate) struct Frame {
     pub(crate) fault_error: u64,
     pub(crate) fault_trap: u64,
     pub(crate) fault_rip: u64,
-    /// For each segment register, 0 minus the selector whose load would change nothing; [`NO_RELOAD`] when there is none.
-    pub(crate) reloads: [u32; 6],
+    /// What fs and gs held before, if it is worth keeping for code of inner levels: a load of that selector exchanges the two.
+    pub(crate) others: [SegmentSlot; 2],
+    /// Changed from 0 to −1 or back by each such exchange.
+    pub(crate) exchanged: [u32; 2],
     /// The kernel's world and the current user's.
     pub(crate) worlds: [WorldSlot; 2],
     pub(crate) gates: GateSlots,
@@ -231,7 +244,6 @@ impl Frame {
             mxcsr: MXCSR_RESET,
             virtual_flags: 0,
             user: 0,
-            inner: 0,
             window: POISON,
             table: 0,
             code: 0,
@@ -240,7 +252,7 @@ impl Frame {
             bounce_bit: 0,
             entry_esp: 0,
             timestamp_trap: 0,
-            segments: [SegmentSlot { base: 0, selector: 0, windows: [POISON; 2] }; 6],
+            segments: [SegmentSlot::NOTHING; 6],
             pick: [POISON; 256],
             xmm: XmmRegisters([[0; 16]; 8]),
             bounce: [0; BOUNCE_BYTES],
@@ -248,7 +260,8 @@ impl Frame {
             fault_error: 0,
             fault_trap: 0,
             fault_rip: 0,
-            reloads: [NO_RELOAD; 6],
+            others: [SegmentSlot::NOTHING; 2],
+            exchanged: [0; 2],
             worlds: [WorldSlot { window: POISON, table: 0 }; 2],
             gates: GateSlots::SHUT,
         }
@@ -257,7 +270,7 @@ impl Frame {
 
 /// Offsets of the fields, for the emitter.
 pub(crate) mod offset {
-    use super::{Frame, GateSlots, SegmentSlot, offset_of};
+    use super::{FS, Frame, GateSlots, SegmentSlot, offset_of};
 
     pub(crate) const EIP: i32 = offset_of!(Frame, eip) as i32;
     pub(crate) const REASON: i32 = offset_of!(Frame, reason) as i32;
@@ -280,7 +293,22 @@ pub(crate) mod offset {
 
     /// Where the frame has what to add to a selector to see that loading it into segment `index` changes nothing.
     pub(crate) const fn reload(index: usize) -> i32 {
-        (offset_of!(Frame, reloads) + index * size_of::<u32>()) as i32
+        segment_base(index) + offset_of!(SegmentSlot, reload) as i32
+    }
+
+    /// Where it keeps the other segment of fs (4) or gs (5).
+    pub(crate) const fn other(index: usize) -> i32 {
+        (offset_of!(Frame, others) + (index - FS) * size_of::<SegmentSlot>()) as i32
+    }
+
+    /// The same as [`reload`] for that one.
+    pub(crate) const fn other_reload(index: usize) -> i32 {
+        other(index) + offset_of!(SegmentSlot, reload) as i32
+    }
+
+    /// Where it notes exchanges of the two.
+    pub(crate) const fn exchanged(index: usize) -> i32 {
+        (offset_of!(Frame, exchanged) + (index - FS) * size_of::<u32>()) as i32
     }
 
     /// Where segment `index` keeps its selector.

@@ -49,11 +49,19 @@ const fn world(number: usize, field: usize) -> usize {
     offset_of!(Frame, worlds) + number * size_of::<WorldSlot>() + field
 }
 
-/// Offset of the selector of segment register `number` in the frame.
+/// Offset of what the frame has of segment register `number`.
+const fn segment(number: usize) -> usize {
+    offset_of!(Frame, segments) + number * size_of::<SegmentSlot>()
+}
+
+/// Offset of its selector.
 const fn selector(number: usize) -> usize {
-    offset_of!(Frame, segments)
-        + number * size_of::<SegmentSlot>()
-        + offset_of!(SegmentSlot, selector)
+    segment(number) + offset_of!(SegmentSlot, selector)
+}
+
+/// Offset of whether a return to level 3 changes it.
+const fn inner(number: usize) -> usize {
+    segment(number) + offset_of!(SegmentSlot, inner)
 }
 
 /// Where [`GateSlots::call`] leads: `int` in user code.
@@ -197,7 +205,10 @@ pub(crate) unsafe extern "C" fn back() {
         "test ecx, {UNUSUAL}",
         "jne 9f",
         "mov eax, [r15 + {PENDING}]",
-        "or eax, [r15 + {INNER}]",
+        "or eax, [r15 + {INNER_ES}]",
+        "or eax, [r15 + {INNER_DS}]",
+        "or eax, [r15 + {INNER_FS}]",
+        "or eax, [r15 + {INNER_GS}]",
         "jne 9f",
         "mov rax, [r15 + {QUIET}]",
         "cmp byte ptr [rax], 0xff",
@@ -254,7 +265,10 @@ pub(crate) unsafe extern "C" fn back() {
         VIRTUAL = const offset_of!(Frame, virtual_flags),
         UNUSUAL = const UNUSUAL,
         PENDING = const offset_of!(Frame, pending),
-        INNER = const offset_of!(Frame, inner),
+        INNER_ES = const inner(0),
+        INNER_DS = const inner(3),
+        INNER_FS = const inner(4),
+        INNER_GS = const inner(5),
         QUIET = const gates!(quiet),
         HIGHEST = const HIGHEST as i32,
         USER_CODE = const gates!(code) + 4,

@@ -195,6 +195,18 @@ impl Assembler {
         }
     }
 
+    /// `place = !place`, 32 bits, without touching flags.
+    pub(super) fn invert(&mut self, place: Place) {
+        self.form(Width::Dword, 0xf7, Reg(2), place);
+    }
+
+    /// `to = the host address of cache offset target`.
+    pub(super) fn address(&mut self, to: Reg, target: u32) {
+        self.prefixes(Width::Qword, to.high() << 2);
+        self.raw(&[0x8d, 0x05 | to.low() << 3]);
+        self.dword(target.wrapping_sub(self.here().wrapping_add(4)));
+    }
+
     /// `to = from`.
     pub(super) fn copy(&mut self, width: Width, to: Reg, from: Reg) {
         self.prefixes(width, from.high() << 2 | to.high());

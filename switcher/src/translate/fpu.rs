@@ -21,19 +21,24 @@ impl Translator<'_> {
 
     /// A jump that is taken if the frame's 32-bit field at `field` isn't 0. Nothing changes but r9.
     pub(super) fn leave_if(&mut self, field: i32) -> OpenJump {
-        self.leave_unless_zero(|hot| hot.load(Width::Dword, Reg::ECX, Place::Frame(field)))
+        leave_unless_zero(&mut self.hot, |hot| {
+            hot.load(Width::Dword, Reg::ECX, Place::Frame(field))
+        })
     }
+}
 
-    /// A jump that is taken unless ecx is 0 after `compute`, which changes nothing else. Nothing changes but r9.
-    pub(super) fn leave_unless_zero(&mut self, compute: impl FnOnce(&mut Assembler)) -> OpenJump {
-        /// Bytes of the second `mov` and the `jmp`.
-        const WAY_OUT: u8 = 8;
-        self.hot.copy(Width::Qword, Reg::R9, Reg::ECX);
-        compute(&mut self.hot);
-        self.hot.skip_if_rcx_is_zero(WAY_OUT);
-        self.hot.copy(Width::Dword, Reg::ECX, Reg::R9);
-        let leave = self.hot.jump();
-        self.hot.copy(Width::Dword, Reg::ECX, Reg::R9);
-        leave
-    }
+/// A jump that is taken unless ecx is 0 after `compute`, which changes nothing else. Nothing changes but r9.
+pub(super) fn leave_unless_zero(
+    out: &mut Assembler,
+    compute: impl FnOnce(&mut Assembler),
+) -> OpenJump {
+    /// Bytes of the second `mov` and the `jmp`.
+    const WAY_OUT: u8 = 8;
+    out.copy(Width::Qword, Reg::R9, Reg::ECX);
+    compute(out);
+    out.skip_if_rcx_is_zero(WAY_OUT);
+    out.copy(Width::Dword, Reg::ECX, Reg::R9);
+    let leave = out.jump();
+    out.copy(Width::Dword, Reg::ECX, Reg::R9);
+    leave
 }

@@ -17,7 +17,7 @@
 use super::plan::decoder;
 use super::stubs::{Tail, runtime, tail_at};
 use super::{Assumptions, Pace, Point, Request, Route, Unit, translate};
-use crate::frame::offset;
+use crate::frame::{FS, offset};
 use iced_x86::{
     Decoder, DecoderOptions, Formatter, FormatterOptions, Instruction, NasmFormatter, Register,
     SymbolResolver, SymbolResult,
@@ -220,6 +220,8 @@ impl SymbolResolver for Names {
                 Tail::Exit(reason) => format!("exit_{reason:?}"),
                 Tail::CallGate => "call_gate".to_owned(),
                 Tail::ReturnGate => "return_gate".to_owned(),
+                Tail::ExchangeFs => "exchange_fs".to_owned(),
+                Tail::ExchangeGs => "exchange_gs".to_owned(),
             }
         } else {
             return None;
@@ -255,6 +257,7 @@ fn field(at: i32) -> Option<String> {
                         (window, "WINDOW"),
                         (selector, "SELECTOR"),
                         (at == offset::reload(index), "RELOAD"),
+                        (index >= FS && at == offset::other_reload(index.max(FS)), "OTHER_RELOAD"),
                     ];
                     let kind = kinds.iter().find(|(is_it, _)| *is_it);
                     kind.map(|(_, kind)| format!("{name}_{kind}"))

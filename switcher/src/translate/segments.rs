@@ -4,14 +4,18 @@
 //! frame. Loading one means to look a descriptor up, which Rust does; but kernels save ds and
 //! es on each way in, load them with the very selector that most programs have there, and restore them on the way out. A
 //! read of a register isn't worth leaving for, nor is a load that changes nothing: the frame says which selector that
-//! would be ([`Frame::reloads`](crate::frame::Frame::reloads)).
+//! would be ([`SegmentSlot::reload`](crate::frame::SegmentSlot)).
+//!
+//! Kernels for several processors have segments of their own in fs or gs, and load them on each way in, and the program's on each
+//! way out. Those two are remembered, and exchanged ([`Frame::others`](crate::frame::Frame)).
 
 use super::Route;
-use super::assembler::{OpenJump, Place, Reg, Sum, Width};
+use super::assembler::{Assembler, Place, Reg, Sum, Width};
+use super::fpu::leave_unless_zero;
 use super::operands::{has_memory, host_register};
-use super::stubs::exit;
+use super::stubs::{Tail, exit, go_to_tail};
 use super::unit::Translator;
-use crate::frame::{Reason, offset};
+use crate::frame::{FS, Reason, offset};
 use iced_x86::{Instruction, Mnemonic, Register};
 
 impl Translator<'_> {
@@ -43,22 +47,29 @@ impl Translator<'_> {
         } else {
             self.hot.zero_extend_word(Reg::R13, host_register(instruction.op1_register()));
         }
-        let leave = self.leave_unless_reload(register);
-        self.hot.close(leave, self.cold.here());
+        let field = offset::reload(register.number());
+        let differs = leave_unless_zero(&mut self.hot, |hot| add_to_selector(hot, field));
+        self.hot.close(differs, self.cold.here());
+        if matches!(register, Register::FS | Register::GS) && !self.request.assumptions.user {
+            self.exchange(register);
+        }
         exit(&mut self.cold, Reason::Sensitive, instruction.ip32());
         if popped {
             self.drop_selector(instruction);
         }
     }
 
-    /// A jump that is taken if the selector in r13d isn't the one that `segment` may be loaded with for nothing. r9 changes, and no
-    /// flags.
-    fn leave_unless_reload(&mut self, segment: Register) -> OpenJump {
-        let field = Place::Frame(offset::reload(segment.number()));
-        self.leave_unless_zero(|hot| {
-            hot.load(Width::Dword, Reg::ECX, field);
-            hot.lea(Width::Dword, Reg::ECX, Sum::of(Reg::ECX, Reg::R13, 0));
-        })
+    /// In cold code: if the selector in r13d is the one that `segment` held before, and what that means hasn't changed, the two are exchanged
+    /// and hot code goes on.
+    fn exchange(&mut self, segment: Register) {
+        let (index, back) = (segment.number(), self.hot.here());
+        let field = offset::other_reload(index);
+        let differs = leave_unless_zero(&mut self.cold, |cold| add_to_selector(cold, field));
+        self.cold.address(Reg::R10, back);
+        let tail = if index == FS { Tail::ExchangeFs } else { Tail::ExchangeGs };
+        go_to_tail(&mut self.cold, tail);
+        let here = self.cold.here();
+        self.cold.close(differs, here);
     }
 
     /// `to = the selector in a segment register`
@@ -66,4 +77,10 @@ impl Translator<'_> {
         let field = offset::segment_selector(segment.number());
         self.hot.load(width, to, Place::Frame(field));
     }
+}
+
+/// `ecx = the frame's 32-bit field + r13d`
+fn add_to_selector(out: &mut Assembler, field: i32) {
+    out.load(Width::Dword, Reg::ECX, Place::Frame(field));
+    out.lea(Width::Dword, Reg::ECX, Sum::of(Reg::ECX, Reg::R13, 0));
 }

@@ -12,10 +12,12 @@
 //! indirect-jump table leads: r13d holds the eip that was looked up.
 
 use super::assembler::{Assembler, OpenJump, Place, Reg, Width};
-use crate::frame::{Reason, offset};
+use crate::frame::{FS, Reason, SegmentSlot, offset};
 
 /// Bytes from one tail to the next.
 const TAIL_BYTES: u32 = 32;
+/// The same behind the first of those that exchange.
+const EXCHANGE_BYTES: u32 = 128;
 
 /// A tail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,10 +28,14 @@ pub(super) enum Tail {
     CallGate,
     /// Goes to the gate for returns, with what [`Reason::Sensitive`] wants.
     ReturnGate,
+    /// Exchanges what fs holds for what it held before, and goes to the host address in r10. r9 and r13 change, and no flags.
+    ExchangeFs,
+    /// The same for gs.
+    ExchangeGs,
 }
 
 /// The tails in the order in which they lie in the cache.
-const TAILS: [Tail; 11] = [
+const TAILS: [Tail; 13] = [
     Tail::Exit(Reason::Indirect),
     Tail::Exit(Reason::Chain),
     Tail::Exit(Reason::Interrupt),
@@ -41,13 +47,17 @@ const TAILS: [Tail; 11] = [
     Tail::Exit(Reason::Stop),
     Tail::CallGate,
     Tail::ReturnGate,
+    Tail::ExchangeFs,
+    Tail::ExchangeGs,
 ];
 
 /// Cache offset of a tail, which is one that translated code uses.
 fn offset_of(tail: Tail) -> u32 {
     let position = TAILS.iter().position(|&there| there == tail);
     debug_assert!(position.is_some(), "{tail:?} is the signal handler's");
-    position.unwrap_or(0) as u32 * TAIL_BYTES
+    let position = position.unwrap_or(0) as u32;
+    let exchanges = TAILS.len() as u32 - 2;
+    position.min(exchanges) * TAIL_BYTES + position.saturating_sub(exchanges) * EXCHANGE_BYTES
 }
 
 /// The tail that lies at cache offset `at`.
@@ -70,11 +80,28 @@ pub(crate) fn runtime() -> Vec<u8> {
             }
             Tail::CallGate => jump_to_address_in(&mut out, offset::CALL_GATE),
             Tail::ReturnGate => jump_to_address_in(&mut out, offset::RETURN_GATE),
+            Tail::ExchangeFs => exchange(&mut out, FS),
+            Tail::ExchangeGs => exchange(&mut out, FS + 1),
         }
         out.align(TAIL_BYTES);
     }
     out.align(64);
     out.finish()
+}
+
+/// Exchanges what segment register `index` holds for its other, and goes to r10.
+fn exchange(out: &mut Assembler, index: usize) {
+    let quarters = size_of::<SegmentSlot>() as i32 / 8;
+    for at in (0..quarters).map(|quarter| quarter * 8) {
+        let here = Place::Frame(offset::segment_base(index) + at);
+        let other = Place::Frame(offset::other(index) + at);
+        out.load(Width::Qword, Reg::R9, here);
+        out.load(Width::Qword, Reg::R13, other);
+        out.store(Width::Qword, here, Reg::R13);
+        out.store(Width::Qword, other, Reg::R9);
+    }
+    out.invert(Place::Frame(offset::exchanged(index)));
+    out.raw(&[0x41, 0xff, 0xe2]); // jmp r10
 }
 
 /// `jmp [r15+field]`

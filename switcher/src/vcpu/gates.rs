@@ -49,8 +49,9 @@ impl Vcpu {
         }
     }
 
-    /// Catches up with translated code that has passed gates.
-    pub(super) fn follow_gates(&mut self) {
+    /// Catches up with translated code that has passed gates, or exchanged segments.
+    pub(super) fn follow(&mut self) {
+        self.cpu.follow_exchanges();
         if self.cpu.follow_gates() {
             self.enter_world();
         }

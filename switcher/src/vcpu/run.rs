@@ -77,7 +77,7 @@ impl Vcpu {
             Start { at, moved, undisturbed },
         );
         let detail = frame.detail;
-        self.follow_gates();
+        self.follow();
         if reason != Reason::Kicked {
             self.new_stack_at = None;
         }
