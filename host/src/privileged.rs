@@ -113,8 +113,8 @@ impl System for Guest {
         self.set_irq_enabled(on);
     }
 
-    fn cpuid(&self, leaf: u32, _subleaf: u32) -> CpuidResult {
-        cpuid(leaf)
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
+        cpuid(leaf, subleaf)
     }
 
     fn port_in(&mut self, port: u16, bytes: u32) -> u32 {

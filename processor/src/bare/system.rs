@@ -40,7 +40,7 @@ pub trait Board {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
         let _ = subleaf;
         let features = if leaf == 1 { SYSTEM_FEATURES } else { 0 };
-        let offered = cpuid(leaf);
+        let offered = cpuid(leaf, subleaf);
         CpuidResult { edx: offered.edx | features, ..offered }
     }
 
