@@ -1,7 +1,7 @@
 //! The processor's state as Rust sees it: registers, segments, and the flags that are virtual.
 //!
 //! The flags register is split. The arithmetic flags and DF live in the host's own flags while
-//! guest code runs; TF, IF, IOPL, NT, RF, VM, AC and ID are kept here, because translated code must never
+//! guest code runs; TF, IF, IOPL, NT, RF, VM, AC and ID are only a word in the frame, because translated code must never
 //! change the host's. [`Cpu::eflags`] puts the two halves together.
 
 use crate::call_gate::CallGate;

@@ -1,8 +1,8 @@
 //! What translated code sees of the virtual CPU: one plain structure, reached through r15.
 //!
-//! Translated code, the assembly in `execute/crossing.rs` and the signal handler all read and write these
+//! Translated code, the assembly in `execute/crossing.rs` and `execute/gates.rs` and the signal handler all read and write these
 //! fields by their offsets, so the layout is `repr(C)` and the offsets are taken from it, never
-//! typed in. The rest of the processor (segments' attributes, the virtual flags) is in
+//! typed in. The rest of the processor (segments' attributes, the level) is in
 //! [`crate::cpu`], which Rust alone looks at.
 //!
 //! # Registers while guest code runs
