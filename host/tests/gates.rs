@@ -9,7 +9,9 @@ use iced_x86::code_asm::*;
 use lguest_abi::address::Virt;
 use lguest_abi::hypercall::Hypercall;
 use lguest_abi::lguest_data::offset;
-use lguest_abi::segments::{FLAT_KERNEL_DATA, KERNEL_CS, KERNEL_DS, USER_CS, USER_DS};
+use lguest_abi::segments::{
+    FLAT_KERNEL_CODE, FLAT_KERNEL_DATA, KERNEL_CS, KERNEL_DS, USER_CS, USER_DS,
+};
 use lguest_host::{End, Generation, GuestPhys, NoDevices};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -535,4 +537,68 @@ fn flags_of_cmp(left: u32, right: u32) -> u32 {
         | u32::from(result == 0) << 6
         | (result >> 31) << 7
         | u32::from((left ^ right) & (left ^ result) & 1 << 31 != 0) << 11
+}
+
+/// Notes what cs and esp an `ud2` of the kernel finds, and goes on behind it.
+fn telling_cs(guest: TinyGuest) -> TinyGuest {
+    guest.handler(6, |c| {
+        c.mov(eax, dword_ptr(esp + 4))?;
+        c.note(5, eax)?;
+        c.note(6, esp)?;
+        c.add(dword_ptr(esp), 2)?;
+        c.iretd()
+    })
+}
+
+/// Out by the gate from one code segment of the kernel, in by the gate to another, without Rust between.
+#[test]
+fn a_kernel_that_returns_from_another_code_segment_is_called_in_its_own() {
+    let outcome = both(|| {
+        let guest = telling_cs(calling(8, |c| c.int(0x80)));
+        guest.put(GDT + 27 * 8, &FLAT_KERNEL_CODE.to_le_bytes());
+        guest
+            .gate(SYSCALL, TRAP_GATE, 3, |c| {
+                let mut next = c.create_label();
+                c.ud2()?;
+                c.push(27 * 8 + 1)?;
+                c.call(next)?;
+                c.set_label(&mut next)?;
+                c.add(dword_ptr(esp), 5)?; // to what is behind retf
+                c.retf()?;
+                c.nop()?;
+                c.iretd()
+            })
+            .kernel(|c| c.enter_user())
+    });
+    assert_eq!((outcome.result(5), outcome.passes), (u32::from(KERNEL_CS), 15));
+}
+
+/// The same from level 2: calls go to level 1, and traps there stay on its stack.
+#[test]
+fn a_kernel_that_returns_from_level_2_is_called_at_its_own() {
+    let outcome = both(|| {
+        let guest = telling_cs(calling(8, |c| c.int(0x80)));
+        for (index, descriptor) in [(27, FLAT_KERNEL_CODE), (28, FLAT_KERNEL_DATA)] {
+            let outer = descriptor & !(3 << 45) | 2 << 45;
+            guest.put(GDT + index * 8, &outer.to_le_bytes());
+        }
+        guest
+            .gate(SYSCALL, TRAP_GATE, 3, |c| {
+                let mut next = c.create_label();
+                c.ud2()?;
+                c.mov(edx, esp)?;
+                c.push(28 * 8 + 2)?;
+                c.push(edx)?;
+                c.pushfd()?;
+                c.push(27 * 8 + 2)?;
+                c.call(next)?;
+                c.set_label(&mut next)?;
+                c.add(dword_ptr(esp), 5)?; // to what is behind iretd
+                c.iretd()?;
+                c.nop()?;
+                c.iretd()
+            })
+            .kernel(|c| c.enter_user())
+    });
+    assert_eq!((outcome.result(5), outcome.passes), (u32::from(KERNEL_CS), 15));
 }

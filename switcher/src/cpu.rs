@@ -187,6 +187,8 @@ pub struct Cpu {
     inner_level: u8,
     /// The gate by which translated code goes from level to level.
     gate: Option<CallGate>,
+    /// How often gates had been passed when that was last looked at.
+    seen_passes: u64,
 }
 
 impl Cpu {
@@ -201,6 +203,7 @@ impl Cpu {
             others: [Segment::default(); 2],
             inner_level: 0,
             gate: None,
+            seen_passes: 0,
         };
         cpu.open_gates();
         for register in [SegmentRegister::Es, SegmentRegister::Ss, SegmentRegister::Ds] {
@@ -266,6 +269,7 @@ impl Cpu {
             if self.cpl < 3 && self.cpl != self.inner_level {
                 self.inner_level = self.cpl;
                 self.forget_others();
+                self.open_gates();
             }
             self.frame.user = u32::from(self.cpl == 3);
             self.refresh_timestamp_trap();
@@ -371,20 +375,23 @@ impl Cpu {
         self.gate
     }
 
-    /// Where `rdtsc` depends on the level, no gate is passed: it would have to see to that.
+    /// Where `rdtsc` depends on the level, no gate is passed: it would have to see to that. Nor is one from level 0, whose `iretd` changes
+    /// more flags than others'.
     fn open_gates(&mut self) {
-        let open = self.gate.is_some() && self.timestamp_level == 3;
+        let open = self.gate.is_some() && self.timestamp_level == 3 && self.inner_level != 0;
         [self.frame.gates.call, self.frame.gates.back] = gates::addresses(open);
     }
 
-    /// Catches up with translated code that has passed gates. Says whether the level is another now.
+    /// Catches up with translated code that has passed gates. Says whether it has.
+    ///
+    /// The level may be the same as before, and the segments others: out of the kernel from one, and in again to the gate's.
     pub(crate) fn follow_gates(&mut self) -> bool {
-        let user = self.frame.user != 0;
-        if user == (self.cpl == 3) {
+        let passes = self.frame.gates.passes;
+        if std::mem::replace(&mut self.seen_passes, passes) == passes {
             return false;
         }
         if let Some(gate) = self.gate {
-            let end = if user { gate.user } else { gate.kernel };
+            let end = if self.frame.user != 0 { gate.user } else { gate.kernel };
             self.set_segment(SegmentRegister::Cs, end.code);
             self.set_segment(SegmentRegister::Ss, end.stack);
         }
