@@ -1,6 +1,6 @@
 //! A gate for system calls: what an `int` of user code comes to, said beforehand.
 //!
-//! A system call that leaves translated code for `int` and for `iretd` costs ten times what these two do on a processor. So the
+//! A system call that leaves translated code, for `int` and for `iretd`, costs six times as much as one that doesn't. So the
 //! embedder may describe the usual one ([`Vcpu::set_call_gate`](crate::Vcpu::set_call_gate)), and it passes without anybody
 //! being asked. Whatever is unusual about one still is an [`Exit`](crate::Exit).
 

@@ -8,8 +8,8 @@ use crate::frame::{GATE_FRAME, GateSlots};
 
 impl Vcpu {
     /// From now on system calls pass by `gate`, or by none. What isn't as usual still comes out of [`run`](Self::run): other
-    /// segments, flags that trap, a stack that isn't mapped. A gate that can't be passed (its segments aren't flat, its
-    /// addresses aren't memory, or this host's kernel forbids `wrgsbase`, as Linux before 5.9 does) counts as none.
+    /// segments, flags that trap, a stack that isn't mapped. A gate that can't be passed (its segments aren't flat, or of other
+    /// levels, its addresses aren't memory, or this host's kernel forbids `wrgsbase`, as Linux before 5.9 does) counts as none.
     ///
     /// It holds until it is replaced: when a descriptor, the handler or the stack changes, the embedder says so here.
     pub fn set_call_gate(&mut self, gate: Option<CallGate>) {
@@ -23,8 +23,13 @@ impl Vcpu {
         let flat = ends.iter().all(|end| {
             end.code.is_flat(SegmentRegister::Cs) && end.stack.is_flat(SegmentRegister::Ss)
         });
+        let [kernel, user] = ends.map(|end| {
+            let [code, stack] = [end.code, end.stack].map(|segment| segment.selector & 3);
+            (code == stack).then_some(code)
+        });
+        let levels = matches!(kernel, Some(1 | 2)) && user == Some(3);
         let into_code = gate.disables && self.spaces.windows.is_code(gate.interrupts.page_number());
-        if !flat || into_code || !gs_base::has_instruction() {
+        if !flat || !levels || into_code || !gs_base::has_instruction() {
             return None;
         }
         self.cpu.frame.gates = GateSlots {
