@@ -221,10 +221,9 @@ fn the_fpu_trap_catches_the_next_round_of_a_loop() {
         a.set_label(&mut over)?;
         a.nop()
     });
-    let (mut random, mut caught) = (7u32, 0);
+    let (mut random, mut caught) = (Random(7), 0);
     loop {
-        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        guest.vcpu.set_alarm(Some(Duration::from_micros(u64::from(random >> 28))));
+        guest.vcpu.set_alarm(Some(Duration::from_micros(random.below(16).into())));
         match guest.run() {
             Exit::Kicked => {}
             exit => break assert_eq!(exit, ENDED),

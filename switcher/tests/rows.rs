@@ -13,16 +13,6 @@ use lguest_switcher::{Exception, Exit, Gpr, GuestVirt, PAGE_SIZE, SpaceId, View}
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Numbers that look random, the same each time.
-struct Random(u32);
-
-impl Random {
-    fn below(&mut self, end: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        ((u64::from(self.0) * u64::from(end)) >> 32) as u32
-    }
-}
-
 /// Where esp is at the start of each round: a little above the end of a page, so that rows cross it.
 const TOP: u32 = STACK - PAGE_SIZE + 0x18;
 

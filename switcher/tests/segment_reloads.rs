@@ -2,8 +2,8 @@
 
 mod guest;
 
-use guest::Guest;
 use guest::breakpoints::ENDED;
+use guest::{Guest, Random};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lguest_switcher::{Exception, Exit, Gpr, Segment, SegmentRegister};
@@ -92,16 +92,6 @@ fn a_null_selector_is_loaded_once() {
     guest.finish();
     assert_eq!(guest.tables.look_ups, 0);
     assert_eq!(guest.vcpu.cpu.segment(SegmentRegister::Gs).selector, 3, "a null one with a level");
-}
-
-/// Numbers that look random, the same each time.
-struct Random(u32);
-
-impl Random {
-    fn below(&mut self, end: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        ((u64::from(self.0) * u64::from(end)) >> 32) as u32
-    }
 }
 
 /// Loads of fs and gs as kernels make them, in rounds, with what the segments show noted behind each.

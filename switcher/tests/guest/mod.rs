@@ -266,3 +266,14 @@ impl Guest {
 pub(crate) fn page_fault(address: u32, error: u32) -> Exception {
     Exception { vector: 14, error: Some(error), address: GuestVirt(address) }
 }
+
+/// Numbers that look random, the same each time.
+pub(crate) struct Random(pub(crate) u32);
+
+impl Random {
+    /// One below `end`.
+    pub(crate) fn below(&mut self, end: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((u64::from(self.0) * u64::from(end)) >> 32) as u32
+    }
+}
