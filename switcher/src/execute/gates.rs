@@ -12,7 +12,7 @@
 //! 3. *Passing*: nothing can go wrong any more.
 //!
 //! A fault can only happen while asking; a kick may come at any time. In the first two stretches the signal handler sends the
-//! thread the long way, to the places that [`long_way`] knows, and then a kick finds it in Rust. The third is so short that a kick
+//! thread the long way, to the places that [`interrupted`] knows, and then a kick finds it in Rust. The third is so short that a kick
 //! there comes again a little later.
 //!
 //! The registers are those of translated code ([`crate::frame`]); what a tail has put into r13d and r9d is as
