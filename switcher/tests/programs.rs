@@ -244,6 +244,29 @@ fn the_fpu_trap_catches_the_next_round_of_a_loop() {
 }
 
 #[test]
+fn a_loop_that_is_entered_behind_its_fpu_instructions_asks_in_its_next_round() {
+    let mut guest = Guest::user(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.fld1()?; // 2 bytes
+        a.fstp(st0)?; // 2
+        a.nop()?; // 1
+        a.dec(ecx)?; // 1
+        a.jnz(again)
+    });
+    guest.set_gpr(Gpr::Ecx, 3);
+    guest.finish();
+    for behind in 4..7 {
+        guest.start_user(USER + behind);
+        guest.set_gpr(Gpr::Ecx, 3);
+        guest.vcpu.cpu.set_eflags(0);
+        guest.vcpu.cpu.set_fpu_trap(true);
+        assert_eq!(guest.exception(), Exception::NO_FPU);
+        assert_eq!(guest.vcpu.cpu.eip(), USER);
+    }
+}
+
+#[test]
 fn single_stepping_stops_behind_each_instruction() {
     let mut guest = Guest::user(|a| {
         let mut over = a.create_label();

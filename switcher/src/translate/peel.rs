@@ -3,7 +3,7 @@
 //! Each round would look at CR0.TS again (see [`super::fpu`]), for instructions that take no longer than the look. But TS can't change
 //! while translated code runs. So a loop is translated twice, one behind the other: the first round, which asks, and all others,
 //! which can only be reached from its end and don't ask. Who comes from elsewhere, or comes back from Rust, comes to the first
-//! round, or to code of its own.
+//! round before its last question, or to code of its own.
 
 use super::classify::Way;
 use super::plan::{Step, direct_target};
@@ -38,6 +38,10 @@ pub(super) fn peel_loops(steps: &mut Vec<Step>, targets: &[bool]) {
                 (others[0].turn, others[length - 1].turn) = (Turn::Head, Turn::Back);
                 steps[back].turn = Turn::First;
                 steps[head].loop_head = false;
+                let asked = steps[head..=back].iter().rposition(|step| step.checks_fpu);
+                for step in &mut steps[head + asked.map_or(0, |at| at + 1)..=back] {
+                    step.entry = false;
+                }
                 steps.splice(back + 1..back + 1, others);
             }
         }
