@@ -149,8 +149,11 @@ fn with_changed_frame(change: impl Fn(&mut Code) -> Assembled) -> impl Fn() -> T
             c.pushfd()?;
             c.pop(eax)?;
             c.push(eax)?;
-            c.mov(eax, ds)?;
-            c.push(eax)
+            for register in [ds, es, fs, gs] {
+                c.mov(eax, register)?;
+                c.push(eax)?;
+            }
+            c.nop()
         })
         .gate(1, INTERRUPT_GATE, 3, |c| {
             sum_up(c)?;
@@ -179,6 +182,42 @@ fn flags_that_are_not_computed_go_the_long_way() {
         let outcome = both(with_changed_frame(|c| c.xor(dword_ptr(esp + 8), 1 << flag)));
         assert!(outcome.passes > 0, "bit {flag}");
     }
+}
+
+/// With NT, which the kernel and its program have both, `iret` would be a task's.
+#[test]
+fn a_return_to_another_task_goes_the_long_way() {
+    let outcome = both(with_changed_frame(|c| {
+        c.or(dword_ptr(esp + 8), 1 << 14)?;
+        c.pushfd()?;
+        c.or(dword_ptr(esp), 1 << 14)?;
+        c.popfd()
+    }));
+    assert_eq!((outcome.end, outcome.passes), (End::PowerOff, 6));
+}
+
+/// Calls by two vectors, in turn. The gate is for the one that came last.
+#[test]
+fn a_call_of_another_kind_reaches_its_own_handler() {
+    let outcome = both(|| {
+        calling(8, |c| {
+            c.int(0x80)?;
+            c.int(0x80)?;
+            c.int(4)?;
+            c.int(4)
+        })
+        .gate(SYSCALL, TRAP_GATE, 3, |c| {
+            sum_up(c)?;
+            c.iretd()
+        })
+        .gate(4, INTERRUPT_GATE, 3, |c| {
+            c.count(1)?;
+            sum_up(c)?;
+            c.iretd()
+        })
+        .kernel(|c| c.enter_user())
+    });
+    assert_eq!((outcome.result(1), outcome.passes), (16, 32 + 16));
 }
 
 #[test]

@@ -267,6 +267,24 @@ fn a_loop_that_is_entered_behind_its_fpu_instructions_asks_in_its_next_round() {
 }
 
 #[test]
+fn a_jump_past_a_loop_s_fpu_instructions_meets_them_in_the_next_round() {
+    let mut guest = Guest::user(|a| {
+        let (mut again, mut middle) = (a.create_label(), a.create_label());
+        a.test(ecx, ecx)?;
+        a.jnz(middle)?;
+        a.set_label(&mut again)?;
+        a.fld1()?;
+        a.fstp(st0)?;
+        a.set_label(&mut middle)?;
+        a.dec(ecx)?;
+        a.jnz(again)
+    });
+    guest.set_gpr(Gpr::Ecx, 3);
+    guest.vcpu.cpu.set_fpu_trap(true);
+    assert_eq!((guest.exception(), guest.vcpu.cpu.eip()), (Exception::NO_FPU, USER + 4));
+}
+
+#[test]
 fn single_stepping_stops_behind_each_instruction() {
     let mut guest = Guest::user(|a| {
         let mut over = a.create_label();

@@ -38,10 +38,9 @@ pub(super) fn peel_loops(steps: &mut Vec<Step>, targets: &[bool]) {
                 (others[0].turn, others[length - 1].turn) = (Turn::Head, Turn::Back);
                 steps[back].turn = Turn::First;
                 steps[head].loop_head = false;
-                let asked = steps[head..=back].iter().rposition(|step| step.checks_fpu);
-                for step in &mut steps[head + asked.map_or(0, |at| at + 1)..=back] {
-                    step.entry = false;
-                }
+                // Who came from elsewhere to what is behind the last question wouldn't be asked before the other rounds.
+                let behind = steps[head..=back].iter_mut().rev();
+                behind.take_while(|step| !step.checks_fpu).for_each(|step| step.entry = false);
                 steps.splice(back + 1..back + 1, others);
             }
         }
