@@ -196,6 +196,23 @@ fn a_return_to_another_task_goes_the_long_way() {
     assert_eq!((outcome.end, outcome.passes), (End::PowerOff, 6));
 }
 
+/// The kernel's word for IF has other bits set as well, which no program sees.
+#[test]
+fn only_one_bit_of_the_word_for_interrupts_counts() {
+    let outcome = both(|| {
+        calling(8, |c| c.int(0x80))
+            .gate(SYSCALL, TRAP_GATE, 3, |c| {
+                sum_up(c)?;
+                c.iretd()
+            })
+            .kernel(|c| {
+                c.set_field(offset::IRQ_ENABLED, !0)?;
+                c.enter_user()
+            })
+    });
+    assert_eq!(outcome.passes, 15);
+}
+
 /// Calls by two vectors, in turn. The gate is for the one that came last.
 #[test]
 fn a_call_of_another_kind_reaches_its_own_handler() {
@@ -450,6 +467,35 @@ fn a_program_that_comes_back_the_long_way_is_in_its_own_world() {
         .kernel(|c| c.enter_user())
     });
     assert_eq!((outcome.result(12), outcome.passes), (5, 6), "a page fault of level 3");
+}
+
+/// The same by the gate both ways.
+#[test]
+fn a_program_that_comes_back_by_the_gate_is_in_its_own_world() {
+    let outcome = both(|| {
+        calling(8, |c| {
+            let mut usual = c.create_label();
+            c.int(0x80)?;
+            c.push(ebx)?;
+            c.cmp(ebx, 5)?;
+            c.jne(usual)?;
+            c.mov(eax, dword_ptr(virt(RESULTS) + ebp * 1))?;
+            c.set_label(&mut usual)?;
+            c.nop()
+        })
+        .with_word(LINEAR_TABLE + (RESULTS >> 12) * 4, RESULTS | 3)
+        .handler(14, |c| {
+            c.pop(eax)?;
+            c.note(12, eax)?;
+            c.power_off()
+        })
+        .gate(SYSCALL, TRAP_GATE, 3, |c| {
+            c.count(1)?;
+            c.iretd()
+        })
+        .kernel(|c| c.enter_user())
+    });
+    assert_eq!((outcome.result(12), outcome.passes), (5, 7), "a page fault of level 3");
 }
 
 /// A program that can write to LguestData queues a call; it is served before the handler runs.

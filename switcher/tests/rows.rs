@@ -171,3 +171,47 @@ fn what_rust_carries_out_in_a_row_finds_esp_where_it_is() {
     guest.finish();
     assert_eq!(guest.gpr(Gpr::Esp), STACK - 8);
 }
+
+#[test]
+fn what_leaves_from_a_row_leaves_esp_where_it_is() {
+    // The FPU isn't there.
+    let mut guest = Guest::user(|a| {
+        a.push(edx)?;
+        a.fld1()?;
+        a.push(eax)
+    });
+    guest.vcpu.cpu.set_fpu_trap(true);
+    assert_eq!(guest.exception(), Exception::NO_FPU);
+    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (USER + 1, STACK - 4));
+
+    // A store is watched.
+    let mut guest = Guest::user(|a| {
+        a.push(edx)?;
+        a.mov(dword_ptr(DATA), 5)?; // 10 bytes
+        a.push(eax)
+    });
+    guest.vcpu.set_watch(Some((GuestVirt(DATA), 4)));
+    guest.vcpu.set_pending(true);
+    assert_eq!(guest.run(), Exit::Watched);
+    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (USER + 11, STACK - 4));
+    assert_eq!(guest.peek(DATA), 5);
+    guest.finish();
+    assert_eq!(guest.gpr(Gpr::Esp), STACK - 8);
+}
+
+#[test]
+fn a_row_may_be_as_long_as_it_likes() {
+    let mut guest = Guest::user(|a| {
+        for number in 0..100 {
+            a.push(number)?;
+        }
+        a.mov(eax, dword_ptr(esp))?;
+        for _ in 0..100 {
+            a.pop(edx)?;
+        }
+        a.mov(ecx, dword_ptr(esp - 100 * 4))
+    });
+    guest.finish();
+    let seen = [Gpr::Eax, Gpr::Ecx, Gpr::Edx, Gpr::Esp].map(|register| guest.gpr(register));
+    assert_eq!(seen, [99, 99, 0, STACK]);
+}

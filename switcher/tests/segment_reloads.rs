@@ -81,6 +81,27 @@ fn a_descriptor_that_changed_is_looked_up_again() {
 }
 
 #[test]
+fn a_descriptor_that_changed_is_not_exchanged() {
+    let mut guest = Guest::kernel(|a| {
+        a.mov(eax, 0x28)?;
+        a.mov(fs, eax)?;
+        a.mov(ebx, dword_ptr(guest::KERNEL_DATA).fs())?;
+        a.xor(eax, eax)?;
+        a.mov(fs, eax)
+    });
+    guest.tables.settled = true;
+    guest.poke(guest::KERNEL_DATA, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    guest.tables.descriptors.push(0x00cf_9300_0000_ffff);
+    for (base, found) in [(0, 0x0403_0201), (4, 0x0807_0605)] {
+        guest.tables.descriptors[5] = 0x00cf_9300_0000_ffff | base << 16;
+        guest.vcpu.descriptors_changed(5..6);
+        guest.vcpu.cpu.set_eip(guest::KERNEL);
+        guest.finish();
+        assert_eq!(guest.gpr(Gpr::Ebx), found);
+    }
+}
+
+#[test]
 fn a_null_selector_is_loaded_once() {
     let mut guest = Guest::kernel(|a| {
         a.xor(eax, eax)?;
