@@ -22,7 +22,7 @@ pub struct CallGate {
     pub disables: bool,
     /// The top of the kernel's stack.
     pub esp: u32,
-    /// The kernel's segments, of level 1 or 2.
+    /// The kernel's segments, of level 1: what fs and gs held at another inner level may be used there, too.
     pub kernel: GateEnd,
     /// The user's segments, of level 3. Loading them again gives the same.
     pub user: GateEnd,

@@ -225,3 +225,43 @@ fn another_level_has_to_ask() {
     guest.tables.pages.values_mut().for_each(|page| page.user = true);
     assert_eq!(guest.exception(), Exception::protection(0x10));
 }
+
+#[test]
+fn a_segment_that_was_put_aside_shows_the_current_address_space() {
+    let mut guest = Guest::kernel(|a| {
+        for selector in [0x23, 0x10, 0x23] {
+            a.mov(eax, selector)?;
+            a.mov(gs, eax)?;
+        }
+        a.nop()
+    });
+    guest.provide(guest::USER, 1, true);
+    guest.assemble(guest::USER, |a| a.mov(eax, dword_ptr(guest::DATA).gs()));
+    guest.tables.settled = true;
+    guest.poke(guest::DATA, &[1, 0, 0, 0]);
+    // Level 3's segment is there, and read in the first space; then it is put aside.
+    guest.vcpu.set_alarm(None);
+    guest.finish();
+    guest.start_user(guest::USER);
+    guest.finish();
+    assert_eq!(guest.gpr(Gpr::Eax), 1);
+    let set_aside = |guest: &mut Guest, selector: u32| {
+        guest.assemble(guest::KERNEL, |a| {
+            a.mov(eax, selector)?;
+            a.mov(gs, eax)
+        });
+        guest.start_kernel(guest::KERNEL);
+        guest.finish();
+    };
+    set_aside(&mut guest, 0x10);
+    let other = guest.vcpu.create_space().expect("room for another");
+    guest.vcpu.switch_space(other);
+    guest.provide(guest::DATA, 1, true);
+    guest.poke(guest::DATA, &[2, 0, 0, 0]);
+    let look_ups = guest.tables.look_ups;
+    set_aside(&mut guest, 0x23);
+    assert_eq!(guest.tables.look_ups, look_ups, "exchanged");
+    guest.start_user(guest::USER);
+    guest.finish();
+    assert_eq!(guest.gpr(Gpr::Eax), 2);
+}

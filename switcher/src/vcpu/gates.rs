@@ -27,7 +27,7 @@ impl Vcpu {
             let [code, stack] = [end.code, end.stack].map(|segment| segment.selector & 3);
             (code == stack).then_some(code)
         });
-        let levels = matches!(kernel, Some(1 | 2)) && user == Some(3);
+        let levels = kernel == Some(1) && user == Some(3);
         let into_code = gate.disables && self.spaces.windows.is_code(gate.interrupts.page_number());
         if !flat || !levels || into_code || !gs_base::has_instruction() {
             return None;
