@@ -1,87 +1,21 @@
 //! System calls by the gate: a guest sees the same with it and without.
 //!
-//! Each guest here runs twice: watched by a tracer, so that every system call goes through the Host, and unwatched.
-//! What it leaves in memory must be the same. What a test says of the passes tells whether there was anything to compare.
+//! Each guest here runs twice (`calling/mod.rs`). What a test says of the passes tells whether there was anything to compare. Which
+//! world and which segments a guest is in behind a gate is asked in `gate_worlds.rs`.
 
+mod calling;
 mod tiny_guest;
 
+use calling::*;
 use iced_x86::code_asm::*;
 use lguest_abi::address::Virt;
 use lguest_abi::hypercall::Hypercall;
 use lguest_abi::lguest_data::offset;
-use lguest_abi::segments::{
-    FLAT_KERNEL_CODE, FLAT_KERNEL_DATA, KERNEL_CS, KERNEL_DS, USER_CS, USER_DS,
-};
-use lguest_host::{End, Generation, GuestPhys, NoDevices};
+use lguest_abi::segments::{KERNEL_CS, KERNEL_DS, USER_CS, USER_DS};
+use lguest_host::{End, NoDevices};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tiny_guest::*;
-
-const SYSCALL: u32 = 0x80;
-const TRAP_GATE: u32 = 0xf;
-const INTERRUPT_GATE: u32 = 0xe;
-
-/// Runs it both ways. Gives what the unwatched one left.
-#[track_caller]
-fn both(guest: impl Fn() -> TinyGuest) -> Outcome {
-    let (watched, unwatched) = (guest().run(), guest().run_unwatched());
-    assert_eq!(watched.end, unwatched.end, "{:#?}", watched.trace);
-    let [before, after] = [&watched, &unwatched].map(|outcome| {
-        let mut bytes = vec![0; MEMORY as usize];
-        outcome.guest.memory.read(GuestPhys(0), &mut bytes).expect("all of its memory");
-        if let Some(time) = outcome.guest.layout.time {
-            bytes[(DATA + time) as usize..][..8].fill(0);
-        }
-        bytes
-    });
-    let different = before.iter().zip(&after).position(|(before, after)| before != after);
-    assert_eq!(different, None, "the first byte that isn't the same");
-    unwatched
-}
-
-/// User code that calls `calls` times, and then divides by zero, which ends the guest. ebx counts down.
-fn calling(calls: u32, write: impl FnOnce(&mut Code) -> Assembled) -> TinyGuest {
-    calling_of(Generation::First, calls, write)
-}
-
-fn calling_of(
-    generation: Generation,
-    calls: u32,
-    write: impl FnOnce(&mut Code) -> Assembled,
-) -> TinyGuest {
-    TinyGuest::of(generation).handler(0, |c| c.power_off()).user(|c| {
-        for register in [ecx, edx, ebp, esi, edi] {
-            c.xor(register, register)?;
-        }
-        c.mov(ebx, calls)?;
-        let mut again = c.create_label();
-        c.set_label(&mut again)?;
-        write(c)?;
-        c.dec(ebx)?;
-        c.jne(again)?;
-        c.xor(ecx, ecx)?;
-        c.div(ecx)
-    })
-}
-
-/// Adds what is on the stack to a checksum in slot 0: the frame, and the registers that a handler got.
-fn sum_up(c: &mut Code) -> Assembled {
-    c.push(eax)?;
-    for place in 1..6 {
-        c.mov(eax, dword_ptr(esp + place * 4))?;
-        c.rol(dword_ptr(virt(RESULTS)), 5)?;
-        c.add(dword_ptr(virt(RESULTS)), eax)?;
-    }
-    for register in [ecx, edx, ebx, ebp, esi, edi] {
-        c.rol(dword_ptr(virt(RESULTS)), 5)?;
-        c.add(dword_ptr(virt(RESULTS)), register)?;
-    }
-    c.mov(eax, cs)?;
-    c.add(dword_ptr(virt(RESULTS)), eax)?;
-    c.mov(eax, ss)?;
-    c.add(dword_ptr(virt(RESULTS)), eax)?;
-    c.pop(eax)
-}
 
 #[test]
 fn calls_pass_and_see_what_the_host_would_show_them() {
@@ -436,68 +370,6 @@ fn an_interrupt_that_waits_makes_calls_go_the_long_way() {
     }
 }
 
-/// In by the gate, out by the Host: the program sees its own addresses again, and none of the kernel's.
-#[test]
-fn a_program_that_comes_back_the_long_way_is_in_its_own_world() {
-    let outcome = both(|| {
-        calling(8, |c| {
-            let mut usual = c.create_label();
-            c.int(0x80)?;
-            c.push(ebx)?;
-            c.cmp(ebx, 5)?;
-            c.jne(usual)?;
-            c.mov(eax, dword_ptr(virt(RESULTS) + ebp * 1))?;
-            c.set_label(&mut usual)?;
-            c.nop()
-        })
-        .with_word(LINEAR_TABLE + (RESULTS >> 12) * 4, RESULTS | 3)
-        .handler(14, |c| {
-            c.pop(eax)?;
-            c.note(12, eax)?;
-            c.power_off()
-        })
-        .gate(SYSCALL, TRAP_GATE, 3, |c| {
-            let mut usual = c.create_label();
-            c.cmp(ebx, 5)?;
-            c.jne(usual)?;
-            c.xor(dword_ptr(esp + 8), 1 << 18)?;
-            c.set_label(&mut usual)?;
-            c.iretd()
-        })
-        .kernel(|c| c.enter_user())
-    });
-    assert_eq!((outcome.result(12), outcome.passes), (5, 6), "a page fault of level 3");
-}
-
-/// The same by the gate both ways.
-#[test]
-fn a_program_that_comes_back_by_the_gate_is_in_its_own_world() {
-    let outcome = both(|| {
-        calling(8, |c| {
-            let mut usual = c.create_label();
-            c.int(0x80)?;
-            c.push(ebx)?;
-            c.cmp(ebx, 5)?;
-            c.jne(usual)?;
-            c.mov(eax, dword_ptr(virt(RESULTS) + ebp * 1))?;
-            c.set_label(&mut usual)?;
-            c.nop()
-        })
-        .with_word(LINEAR_TABLE + (RESULTS >> 12) * 4, RESULTS | 3)
-        .handler(14, |c| {
-            c.pop(eax)?;
-            c.note(12, eax)?;
-            c.power_off()
-        })
-        .gate(SYSCALL, TRAP_GATE, 3, |c| {
-            c.count(1)?;
-            c.iretd()
-        })
-        .kernel(|c| c.enter_user())
-    });
-    assert_eq!((outcome.result(12), outcome.passes), (5, 7), "a page fault of level 3");
-}
-
 /// A program that can write to LguestData queues a call; it is served before the handler runs.
 #[test]
 fn a_call_that_a_program_queues_is_served_on_the_way_in() {
@@ -530,47 +402,6 @@ fn a_call_that_a_program_queues_is_served_on_the_way_in() {
     });
     assert_eq!((outcome.result(20), outcome.result(21)), (1, 5));
     assert!(outcome.passes > 10, "{}", outcome.passes);
-}
-
-/// As kernels for several processors do it: fs and gs are the kernel's own while it runs.
-#[test]
-fn segments_that_the_kernel_exchanges_pass_with_the_call() {
-    let outcome = both(|| {
-        let guest = calling(50, |c| {
-            c.int(0x80)?;
-            c.mov(edx, fs)?;
-            c.mov(esi, gs)?;
-            c.mov(edi, dword_ptr(USER_DATA).gs())?;
-            c.push(edi)
-        });
-        // The kernel's own: its data, from SCRATCH on.
-        let base = u64::from(virt(SCRATCH));
-        let based = FLAT_KERNEL_DATA | (base & 0xff_ffff) << 16 | (base >> 24) << 56;
-        guest.put(GDT + 27 * 8, &based.to_le_bytes());
-        guest.put(USER_FRAMES + 0x1000, &[1, 2, 3, 4]);
-        guest
-            .gate(SYSCALL, TRAP_GATE, 3, |c| {
-                for register in [gs, fs] {
-                    c.push(register)?;
-                }
-                c.mov(edx, 27 * 8 + 1)?;
-                c.mov(fs, edx)?;
-                c.mov(edx, 27 * 8 + 1)?;
-                c.mov(gs, edx)?;
-                c.inc(dword_ptr(0).fs())?;
-                c.mov(edx, dword_ptr(0).gs())?;
-                c.add(dword_ptr(virt(RESULTS)), edx)?;
-                c.pop(fs)?;
-                c.pop(gs)?;
-                c.iretd()
-            })
-            .kernel(|c| {
-                c.mov(eax, u32::from(USER_DS))?;
-                c.mov(gs, eax)?;
-                c.enter_user()
-            })
-    });
-    assert_eq!((outcome.result(0), outcome.passes), (50 * 51 / 2, 99));
 }
 
 /// Kicks come all the time; each call must be made once.
@@ -622,68 +453,4 @@ fn flags_of_cmp(left: u32, right: u32) -> u32 {
         | u32::from(result == 0) << 6
         | (result >> 31) << 7
         | u32::from((left ^ right) & (left ^ result) & 1 << 31 != 0) << 11
-}
-
-/// Notes what cs and esp an `ud2` of the kernel finds, and goes on behind it.
-fn telling_cs(guest: TinyGuest) -> TinyGuest {
-    guest.handler(6, |c| {
-        c.mov(eax, dword_ptr(esp + 4))?;
-        c.note(5, eax)?;
-        c.note(6, esp)?;
-        c.add(dword_ptr(esp), 2)?;
-        c.iretd()
-    })
-}
-
-/// Out by the gate from one code segment of the kernel, in by the gate to another, without Rust between.
-#[test]
-fn a_kernel_that_returns_from_another_code_segment_is_called_in_its_own() {
-    let outcome = both(|| {
-        let guest = telling_cs(calling(8, |c| c.int(0x80)));
-        guest.put(GDT + 27 * 8, &FLAT_KERNEL_CODE.to_le_bytes());
-        guest
-            .gate(SYSCALL, TRAP_GATE, 3, |c| {
-                let mut next = c.create_label();
-                c.ud2()?;
-                c.push(27 * 8 + 1)?;
-                c.call(next)?;
-                c.set_label(&mut next)?;
-                c.add(dword_ptr(esp), 5)?; // to what is behind retf
-                c.retf()?;
-                c.nop()?;
-                c.iretd()
-            })
-            .kernel(|c| c.enter_user())
-    });
-    assert_eq!((outcome.result(5), outcome.passes), (u32::from(KERNEL_CS), 15));
-}
-
-/// The same from level 2: calls go to level 1, and traps there stay on its stack.
-#[test]
-fn a_kernel_that_returns_from_level_2_is_called_at_its_own() {
-    let outcome = both(|| {
-        let guest = telling_cs(calling(8, |c| c.int(0x80)));
-        for (index, descriptor) in [(27, FLAT_KERNEL_CODE), (28, FLAT_KERNEL_DATA)] {
-            let outer = descriptor & !(3 << 45) | 2 << 45;
-            guest.put(GDT + index * 8, &outer.to_le_bytes());
-        }
-        guest
-            .gate(SYSCALL, TRAP_GATE, 3, |c| {
-                let mut next = c.create_label();
-                c.ud2()?;
-                c.mov(edx, esp)?;
-                c.push(28 * 8 + 2)?;
-                c.push(edx)?;
-                c.pushfd()?;
-                c.push(27 * 8 + 2)?;
-                c.call(next)?;
-                c.set_label(&mut next)?;
-                c.add(dword_ptr(esp), 5)?; // to what is behind iretd
-                c.iretd()?;
-                c.nop()?;
-                c.iretd()
-            })
-            .kernel(|c| c.enter_user())
-    });
-    assert_eq!((outcome.result(5), outcome.passes), (u32::from(KERNEL_CS), 15));
 }
