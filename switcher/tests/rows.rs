@@ -4,14 +4,11 @@
 mod guest;
 
 use guest::breakpoints::ENDED;
+use guest::steps::stops_show_what_steps_show;
 use guest::*;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use lguest_switcher::breakpoints::SINGLE_STEP;
-use lguest_switcher::cpu::TF;
-use lguest_switcher::{Exception, Exit, Gpr, GuestVirt, PAGE_SIZE, SpaceId, View};
-use std::collections::HashMap;
-use std::time::Duration;
+use lguest_switcher::{Exception, Exit, Gpr, GuestVirt, PAGE_SIZE};
 
 /// Where esp is at the start of each round: a little above the end of a page, so that rows cross it.
 const TOP: u32 = STACK - PAGE_SIZE + 0x18;
@@ -84,16 +81,6 @@ fn program(seed: u32) -> impl Fn(&mut CodeAssembler) -> Result<(), IcedError> {
     }
 }
 
-/// All that a stop shows.
-type State = (u32, u32, [u32; 8]);
-
-fn state(guest: &Guest) -> State {
-    use Gpr::*;
-    let cpu = &guest.vcpu.cpu;
-    let registers = [Eax, Ecx, Edx, Ebx, Esp, Ebp, Esi, Edi].map(|register| cpu.gpr(register));
-    (cpu.eip(), cpu.eflags() & !TF, registers)
-}
-
 fn start(seed: u32) -> Guest {
     let mut guest = Guest::user(program(seed));
     guest.provide(STACK - 2 * PAGE_SIZE, 1, true);
@@ -101,48 +88,15 @@ fn start(seed: u32) -> Guest {
     guest
 }
 
-/// What the stack holds at the end.
-fn stack(guest: &Guest) -> Vec<u32> {
-    (0..0x200).map(|at| guest.peek(TOP - 0x400 + at * 4)).collect()
-}
-
 #[test]
 fn a_stop_anywhere_shows_what_single_steps_show() {
     let (mut kicks, mut programs) = (0, 0);
     for seed in 0..30 {
-        let mut steps = start(seed);
-        let mut seen = HashMap::new();
-        let end = loop {
-            seen.insert(state(&steps), seen.len());
-            let flags = steps.vcpu.cpu.eflags();
-            steps.vcpu.cpu.set_eflags(flags | TF);
-            match steps.run() {
-                Exit::Debug(SINGLE_STEP) => {}
-                exit => break exit,
-            }
-        };
-        let last = state(&steps);
-        programs += u32::from(end == ENDED);
-
-        let mut guest = start(seed);
-        let (mut random, mut before) = (Random(seed), 0_usize);
-        let exit = loop {
-            // Pages that are gone are run into, in the middle of a row.
-            let page = GuestVirt(TOP.wrapping_sub(random.below(2) * PAGE_SIZE) & !(PAGE_SIZE - 1));
-            let space: SpaceId = guest.vcpu.current_space();
-            guest.vcpu.unmap(View::User(space), page, 1);
-            guest.vcpu.set_alarm(Some(Duration::from_micros(random.below(12).into())));
-            let exit = guest.run();
-            if exit != Exit::Kicked {
-                break exit;
-            }
-            let now = seen.get(&state(&guest)).copied();
-            let now = now.unwrap_or_else(|| panic!("seed {seed}: {:x?}", state(&guest)));
-            assert!(now >= before, "seed {seed}: back from {before} to {now}");
-            (before, kicks) = (now, kicks + 1);
-        };
-        assert_eq!((exit, state(&guest)), (end, last), "seed {seed}");
-        assert!(stack(&guest) == stack(&steps), "seed {seed}: the stack");
+        let pages = [TOP, TOP - PAGE_SIZE];
+        let run =
+            stops_show_what_steps_show(seed, || start(seed), &pages, TOP - 0x400..TOP + 0x400);
+        kicks += run.kicks;
+        programs += u32::from(run.exit == ENDED);
     }
     assert!(kicks > 20 && programs > 15, "{kicks} kicks, {programs} came to their end");
 }

@@ -20,6 +20,8 @@ pub(crate) struct Place {
     pub(crate) len: u8,
     /// A repeated string instruction, which may be left anywhere.
     pub(crate) rep: bool,
+    /// In place of a call: who has been elsewhere comes back to the code for `eip`.
+    pub(crate) inlined: bool,
     /// What to add to r12d for the guest's esp.
     pub(crate) moved: i8,
 }
@@ -43,6 +45,7 @@ impl HostMap {
             owner,
             len: point.len,
             rep: point.rep,
+            inlined: point.inlined,
             moved: point.moved,
         }));
     }
@@ -71,7 +74,15 @@ mod tests {
 
     #[test]
     fn only_boundaries_and_repeated_strings_may_be_left() {
-        let point = |host, eip, rep| Point { host, eip, len: 1, entry: true, rep, moved: 0 };
+        let point = |host, eip, rep| Point {
+            host,
+            eip,
+            len: 1,
+            entry: true,
+            rep,
+            moved: 0,
+            inlined: false,
+        };
         let mut map = HostMap::default();
         map.append(&[point(0x100, 1, false), point(0x108, 2, true), point(0x110, 3, false)], 7);
         map.append(&[point(0x120, 9, false)], 8);

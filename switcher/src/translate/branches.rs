@@ -23,12 +23,17 @@ impl Translator<'_> {
             return self.emulated(instruction);
         };
         if let Some(target) = direct_target(instruction) {
+            if self.is_local(target) && self.call_leaf(instruction, target) {
+                return;
+            }
             self.push_constant(instruction.next_ip32());
+            self.settle_stack();
             return self.go_to(target);
         }
         // The target comes before the push: it may be esp, or lie on the stack.
         self.target_to_r13(instruction, reach);
         self.push_constant(instruction.next_ip32());
+        self.settle_stack();
         self.go_to_r13();
     }
 
@@ -158,6 +163,6 @@ impl Translator<'_> {
 }
 
 /// A condition as the low four bits of the opcode have it.
-fn condition(code: ConditionCode) -> u8 {
+pub(super) fn condition(code: ConditionCode) -> u8 {
     (code as u8).wrapping_sub(ConditionCode::o as u8)
 }

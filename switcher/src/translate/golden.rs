@@ -140,6 +140,7 @@ fn listing(header: &str) -> String {
         hot: HOT,
         cold: COLD,
         known: &|_| None,
+        nearby: &|at, into| copy_code(&bytes, options.eip, at, into),
         learned: &|_| options.route,
         breakpoints: &options.breakpoints,
         watch: options.watch,
@@ -150,10 +151,19 @@ fn listing(header: &str) -> String {
     }
 }
 
+/// The code at `at`, if it is among `bytes`, which are at `eip`.
+pub(super) fn copy_code(bytes: &[u8], eip: u32, at: u32, into: &mut [u8]) -> usize {
+    let rest = bytes.get(at.wrapping_sub(eip) as usize..).unwrap_or_default();
+    let length = rest.len().min(into.len());
+    into[..length].copy_from_slice(&rest[..length]);
+    length
+}
+
 fn columns(bytes: &[u8], eip: u32, unit: &Unit) -> String {
     let mut out = String::new();
     for (at, point) in unit.points.iter().enumerate() {
         let guest = match point.len {
+            0 if point.inlined => "(way out)".to_owned(),
             0 => "(done)".to_owned(),
             _ => guest_text(&bytes[point.eip.wrapping_sub(eip) as usize..], point),
         };

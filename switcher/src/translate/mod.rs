@@ -25,7 +25,7 @@
 //! - [`operands`], [`high_bytes`], [`bit_strings`]: instructions re-encoded, and where their
 //!   operand lies;
 //! - [`stack`], [`strings`], [`branches`], [`segments`], [`fpu`]: instructions with sequences of
-//!   their own;
+//!   their own; [`leaf`]: short functions in place of their calls;
 //! - [`assembler`], [`stubs`]: emitting, and leaving;
 //! - [`confinement`]: the emitted code, read back and judged.
 
@@ -41,6 +41,7 @@ mod fpu;
 #[cfg(test)]
 mod golden;
 mod high_bytes;
+mod leaf;
 mod operands;
 mod peel;
 mod plan;
@@ -114,6 +115,8 @@ pub(crate) struct Request<'a> {
     pub(crate) cold: u32,
     /// Cache offset of an instruction in the same page that can be jumped to.
     pub(crate) known: &'a dyn Fn(u32) -> Option<u32>,
+    /// Copies the code at an address in the same page, as far as that page and the buffer reach, and says how far that is.
+    pub(crate) nearby: &'a dyn Fn(u32, &mut [u8]) -> usize,
     /// The route of the instruction at an address.
     pub(crate) learned: &'a dyn Fn(u32) -> Route,
     /// Instructions with a breakpoint: units end before them.
@@ -152,6 +155,8 @@ pub(crate) struct Point {
     pub(crate) len: u8,
     /// Can be jumped to from anywhere. Otherwise what runs here relies on what ran before.
     pub(crate) entry: bool,
+    /// Belongs to a leaf in place of its call: relies on the return address that was pushed, until it comes to the end.
+    pub(crate) inlined: bool,
     /// A repeated string instruction: whoever interrupts it anywhere before the next point may
     /// leave with this point's eip.
     pub(crate) rep: bool,

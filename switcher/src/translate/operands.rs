@@ -364,7 +364,7 @@ pub(super) fn has_memory(instruction: &Instruction) -> bool {
 }
 
 /// Whether the instruction may write to its memory operand.
-fn writes_memory(instruction: &Instruction) -> bool {
+pub(super) fn writes_memory(instruction: &Instruction) -> bool {
     let mut factory = InstructionInfoFactory::new();
     factory.info(instruction).used_memory().iter().any(|memory| {
         matches!(

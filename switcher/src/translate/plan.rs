@@ -180,7 +180,7 @@ fn note_rows(steps: &mut [Step], targets: &[bool], watched: bool) {
 }
 
 /// esp or its lower half is an operand.
-fn names_esp(instruction: &Instruction) -> bool {
+pub(super) fn names_esp(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|operand| {
         instruction.op_kind(operand) == OpKind::Register
             && instruction.op_register(operand).full_register32() == Register::ESP

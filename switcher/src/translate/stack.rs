@@ -149,7 +149,6 @@ impl Translator<'_> {
     pub(super) fn push_constant(&mut self, value: u32) {
         self.hot.store_constant(Width::Dword, Place::Stack(self.moved - 4), value);
         self.moved -= 4;
-        self.settle_stack();
     }
 
     /// `r13d = what is on top`, and esp moves by `bytes`.

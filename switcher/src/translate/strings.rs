@@ -35,6 +35,7 @@ impl Translator<'_> {
                 entry: false,
                 rep: false,
                 moved: 0,
+                inlined: false,
             });
         }
         for (used, register) in [(source, Reg::ESI), (destination, Reg::EDI)] {

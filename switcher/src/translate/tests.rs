@@ -32,6 +32,7 @@ fn translate_at(
         hot: 0x1000,
         cold: 0x2000,
         known: &|_| None,
+        nearby: &|at, into| super::golden::copy_code(bytes, eip, at, into),
         learned: &|_| route,
         breakpoints: &[],
         watch: None,

@@ -5,6 +5,7 @@
 
 use super::assembler::{Assembler, OpenJump, Reg};
 use super::classify::Way;
+use super::leaf::WayOut;
 use super::peel::Turn;
 use super::plan::{End, Plan, Step, is_too_long, plan};
 use super::stubs::{Tail, exception_stub, exit, exit_with, go_to_tail};
@@ -55,6 +56,8 @@ pub(super) struct Translator<'r> {
     pub(super) other_rounds: u32,
     /// The first round's jump over the others.
     pub(super) over_rounds: Option<OpenJump>,
+    /// Branches out of leaves: see [`super::leaf`].
+    pub(super) ways_out: Vec<WayOut>,
     /// Jumps to guest addresses that the unit's end decides.
     branches: Vec<(OpenJump, u32)>,
 }
@@ -70,6 +73,7 @@ impl<'r> Translator<'r> {
             moved: 0,
             other_rounds: 0,
             over_rounds: None,
+            ways_out: Vec::new(),
             branches: Vec::new(),
         }
     }
@@ -91,6 +95,7 @@ impl<'r> Translator<'r> {
             eip: step.eip(),
             len: step.instruction.len() as u8,
             entry: step.entry && self.moved == 0,
+            inlined: false,
             moved: self.moved,
             rep: step.class.way == Way::String && super::strings::is_repeated(&step.instruction),
         });
@@ -226,6 +231,7 @@ impl<'r> Translator<'r> {
             End::Next(eip) => self.go_to(eip),
             End::Straddler(eip) => self.go_by_table(eip),
         }
+        self.leave_leaves();
         for (jump, target) in std::mem::take(&mut self.branches) {
             if let Some(host) = self.inside(target) {
                 self.hot.close(jump, host);

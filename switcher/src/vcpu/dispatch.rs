@@ -136,6 +136,12 @@ impl Vcpu {
             hot,
             cold,
             known: &|eip| self.code.at(id, eip.wrapping_add(key.segment.base)),
+            nearby: &|eip, bytes| {
+                let offset = eip.wrapping_add(key.segment.base) % PAGE_SIZE;
+                let length = bytes.len().min((PAGE_SIZE - offset) as usize);
+                let at = GuestPhys(key.frame * PAGE_SIZE + offset);
+                self.memory.read(at, &mut bytes[..length]).map_or(0, |()| length)
+            },
             learned: &self.routes.of_frame(key.frame),
             breakpoints: &breakpoints,
             watch: self.watch,
@@ -146,6 +152,11 @@ impl Vcpu {
             return Ok(Err(CacheFull));
         }
         self.memory.mark_code(at, unit.guest_len);
+        for point in unit.points.iter().filter(|point| point.inlined && point.len > 0) {
+            let offset = point.eip.wrapping_add(key.segment.base) % PAGE_SIZE;
+            let at = GuestPhys(key.frame * PAGE_SIZE + offset);
+            self.memory.mark_code(at, point.len.into());
+        }
         self.statistics.units += 1;
         self.statistics.instructions +=
             unit.points.iter().filter(|point| point.len > 0).count() as u64;
@@ -188,6 +199,7 @@ impl Vcpu {
                 hot,
                 cold,
                 known: &|_| None,
+                nearby: &|_, _| 0,
                 learned: &self.routes.of_frame(key.frame),
                 breakpoints: &[],
                 watch: self.watch,

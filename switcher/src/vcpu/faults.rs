@@ -139,7 +139,7 @@ impl Vcpu {
         }
         // The code at `point` may rely on what the unit did before, so it isn't always an entry;
         // but that was done, and holds.
-        Ok(Resume::At(point.host, point.moved))
+        Ok(if point.inlined { Resume::Eip } else { Resume::At(point.host, point.moved) })
     }
 
     fn ask(

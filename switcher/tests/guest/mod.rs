@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub(crate) mod breakpoints;
+pub(crate) mod steps;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
@@ -62,6 +63,8 @@ pub(crate) struct Tables {
     pub(crate) device_accesses: Vec<DeviceAccess>,
     /// Called back from each read there.
     pub(crate) kicker: Option<Kicker>,
+    /// What happens meanwhile, when the engine asks for a translation.
+    pub(crate) meanwhile: Option<Box<dyn FnMut(GuestVirt) + Send>>,
 }
 
 /// An access where there is no memory. What a device gives is the low byte of each address.
@@ -79,6 +82,9 @@ impl Environment for Tables {
         user: bool,
     ) -> Result<Mapping, PageFault> {
         self.walks += 1;
+        if let Some(meanwhile) = &mut self.meanwhile {
+            meanwhile(address);
+        }
         let (number, write) = (address.page_number(), access == Access::Write);
         let page = self.pages.get(&number).copied();
         let allowed = |page: &Page| (page.writable || !write) && (page.user || !user);

@@ -36,7 +36,15 @@ impl Machine {
     }
 
     fn points(&mut self, points: &[(u32, u32)]) {
-        let point = |&(host, eip)| Point { host, eip, len: 1, entry: true, rep: false, moved: 0 };
+        let point = |&(host, eip)| Point {
+            host,
+            eip,
+            len: 1,
+            entry: true,
+            rep: false,
+            moved: 0,
+            inlined: false,
+        };
         self.map.append(&points.iter().map(point).collect::<Vec<_>>(), 0);
     }
 }
