@@ -114,7 +114,11 @@ impl Blocks {
                 program.relative(count);
             }
             for _ in 0..random.below(7) {
-                self.instruction(&mut program, random);
+                if random.one_in(10) {
+                    self.function(&mut program, random);
+                } else {
+                    self.instruction(&mut program, random);
+                }
             }
             terminate(&mut program, piece, count, random);
         }
@@ -123,6 +127,26 @@ impl Blocks {
         program.fix();
         let case = start_state(&program, world, random);
         Block { case, length: program.bytes.len() }
+    }
+
+    /// A call of a short function that stands right there.
+    fn function(&mut self, program: &mut Program, random: &mut Random) {
+        program.emit(&[0xe8, 5, 0, 0, 0]); // call it, over the jmp
+        program.emit(&[0xe9]); // jmp behind it
+        let distance = program.bytes.len();
+        program.word(0);
+        for _ in 0..random.below(3) {
+            self.instruction(program, random);
+        }
+        if random.one_in(2) {
+            program.emit(&[0x70 + random.byte() % 16, 1, 0xc3]); // jcc over a ret
+            for _ in 0..random.below(3) {
+                self.instruction(program, random);
+            }
+        }
+        program.emit(random.pick(&[&[0xc3_u8][..], &[0xc2, 4, 0]]));
+        let length = (program.bytes.len() - distance - 4) as u32;
+        program.bytes[distance..distance + 4].copy_from_slice(&length.to_le_bytes());
     }
 
     fn instruction(&mut self, program: &mut Program, random: &mut Random) {
