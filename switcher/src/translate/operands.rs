@@ -3,7 +3,7 @@
 //! | reach | emitted operand |
 //! |---|---|
 //! | window | `gs:[eax+ecx*4+8]` with 32-bit address size: it wraps where the guest's would |
-//! | window, a lone register | `[r14+rax]`, which saves a cycle |
+//! | window, a lone register but esp | `[r14+rax]`, which saves a cycle |
 //! | picked | `[r10+r9]`: the address in r9d, in r10 the window for its top byte |
 //! | segment | `[r10+r9]`: the base added in 32 bits, in r10 the segment's window |
 //! | bounced | `[r15+n]`: the frame's bounce buffer, between two exits |
