@@ -495,6 +495,12 @@ mod tests {
     #[should_panic = "control can get away"]
     fn a_guest_is_stopped_before_it_gets_out_of_cold_code() {
         let (hot, cold) = (vec![0x90], vec![0xc3]);
-        assert_confined(&Unit { hot, cold, points: Vec::new(), guest_len: 1 });
+        assert_confined(&Unit {
+            hot,
+            cold,
+            points: Vec::new(),
+            guest_len: 1,
+            elsewhere: Vec::new(),
+        });
     }
 }

@@ -51,15 +51,11 @@ impl Translator<'_> {
         let Some(leaf) = find_leaf(self.request, target) else { return false };
         self.push_constant(call.next_ip32());
         for Inlined { instruction, way, leaves } in leaf {
-            self.point(Point {
-                host: self.hot.here(),
-                eip: instruction.ip32(),
-                len: instruction.len() as u8,
-                entry: false,
-                inlined: true,
-                rep: false,
-                moved: self.moved,
-            });
+            let (eip, len) = (instruction.ip32(), instruction.len() as u8);
+            self.elsewhere.push((eip, len));
+            if way != Way::Return {
+                self.inlined_point(eip, len);
+            }
             match way {
                 Way::Conditional => {
                     if let Some((condition, target)) = leaves {
@@ -82,26 +78,23 @@ impl Translator<'_> {
         for WayOut { jump, moved, target } in std::mem::take(&mut self.ways_out) {
             self.hot.close(jump, self.hot.here());
             self.moved = moved;
-            self.point(Point {
-                host: self.hot.here(),
-                eip: target,
-                len: 0,
-                entry: false,
-                inlined: true,
-                rep: false,
-                moved,
-            });
+            self.inlined_point(target, 0);
             self.settle_stack();
             self.go_to(target);
         }
     }
+
+    fn inlined_point(&mut self, eip: u32, len: u8) {
+        let (host, moved) = (self.hot.here(), self.moved);
+        self.point(Point { host, eip, len, entry: false, inlined: true, rep: false, moved });
+    }
 }
 
-/// The leaf at `eip`, if there is one.
+/// The leaf at `eip`, if there is one and more than one instruction at a time may run.
 fn find_leaf(request: &Request<'_>, eip: u32) -> Option<Vec<Inlined>> {
     let mut leaf = Vec::new();
-    let free = request.assumptions.flat && !request.assumptions.is_single();
-    (free && continue_leaf(request, eip, BRANCHES, &mut leaf)).then_some(leaf)
+    let single = request.assumptions.is_single();
+    (!single && continue_leaf(request, eip, BRANCHES, &mut leaf)).then_some(leaf)
 }
 
 /// Whether the code at `eip` comes to a `ret`, as the rest of a leaf, with so many branches at most. Then `leaf` has it.

@@ -136,6 +136,8 @@ pub(crate) struct Unit {
     pub(crate) points: Vec<Point>,
     /// Bytes of guest code from [`Request::eip`] on that the unit depends on.
     pub(crate) guest_len: u32,
+    /// Other instructions in its page that it depends on: where, and how many bytes.
+    pub(crate) elsewhere: Vec<(u32, u8)>,
 }
 
 /// A boundary between guest instructions.

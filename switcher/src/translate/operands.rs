@@ -315,7 +315,10 @@ fn form_in_64bit_mode(code: Code) -> Code {
 fn place_in_window(host: &mut Instruction) {
     let (base, index) = (host.memory_base(), host.memory_index());
     let lone = index == Register::None && host.memory_displacement32() == 0;
-    if lone && !matches!(base, Register::None | Register::ESP) && super::high_bytes::high_operand(host).is_none() {
+    if lone
+        && !matches!(base, Register::None | Register::ESP)
+        && super::high_bytes::high_operand(host).is_none()
+    {
         set_operand(host, Register::R14, host_register(base).as_iced());
         return;
     }

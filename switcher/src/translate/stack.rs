@@ -3,7 +3,7 @@
 //! The store comes before esp moves, so that a fault finds the instruction's beginning. When the stack
 //! segment isn't flat, or the stack has turned out to be out of reach, Rust does it all.
 //!
-//! Pushes and pops both go through gs, whose operand may have a displacement. A pop without one could be `[r14+r12]`, which is a cycle
+//! Pushes, pops, and operands that count from esp all go through gs, where they may have a displacement. Those without one could be `[r14+r12]`, which is a cycle
 //! or two faster by itself; but processors pass a value on at once only where load and store name their address in the
 //! same way (push and pop of one register, on an Intel of 2023: 0.52 ns instead of 1.35).
 //!

@@ -243,7 +243,10 @@ fn tables_and_jumps_agree_with_the_code() {
     let tails = starts(&runtime(), 0);
     let mut random = Random(0xfeed_5eed_0123_4567);
     for _ in 0..4000 {
-        let bytes: Vec<u8> = (0..300).map(|_| short_branches(&mut random)).collect();
+        let mut bytes: Vec<u8> = (0..300).map(|_| short_branches(&mut random)).collect();
+        for call in [0, 40, 80, 120] {
+            bytes[call..call + 5].copy_from_slice(&[0xe8, random.byte() % 100, 0, 0, 0]);
+        }
         let unit = translate_at(EIP, &bytes, random.of(&[FLAT, SEGMENTED]), Route::Window).unwrap();
         let mut places = starts(&unit.hot, 0x1000);
         assert!(unit.points.is_sorted_by(|a, b| a.host < b.host));
@@ -264,6 +267,31 @@ fn tables_and_jumps_agree_with_the_code() {
             assert_eq!(stub[1].immediate32(), target);
         }
     }
+}
+
+/// Whoever stops in a leaf shows its eip, and esp where the call has left it.
+#[test]
+fn points_in_a_leaf_count_from_before_the_call() {
+    let bytes = [
+        0x50, // push eax
+        0xe8, 0x04, 0x00, 0x00, 0x00, // call +4
+        0x01, 0xc7, // add edi, eax
+        0x90, 0xc3, // nop; ret
+        0x83, 0xf8, 0x01, // cmp eax, 1
+        0x74, 0x03, // je +3
+        0x52, 0x5a, 0xc3, // push edx; pop edx; ret
+        0x8b, 0x44, 0x24, 0x04, // mov eax, [esp+4]
+        0xc2, 0x04, 0x00, // ret 4
+    ];
+    let unit = translate_at(EIP, &bytes, FLAT, Route::Window).unwrap();
+    let seen: Vec<_> = unit.points.iter().map(|point| (point.eip - EIP, point.moved)).collect();
+    let [row, leaf] = [[(0, 0), (1, -4)], [(10, -8), (13, -8)]];
+    let rest = [(18, -8), (6, 0), (8, 0), (9, 0), (15, -8)];
+    assert_eq!(seen, [&row[..], &leaf, &rest].concat());
+    let inlined: Vec<_> = unit.points.iter().filter(|point| point.inlined).collect();
+    assert!(inlined.len() == 4 && inlined.iter().all(|point| !point.entry), "{inlined:?}");
+    let elsewhere: Vec<_> = unit.elsewhere.iter().map(|&(eip, len)| (eip - EIP, len)).collect();
+    assert_eq!(elsewhere, [(10, 3), (13, 2), (18, 4), (22, 3)]);
 }
 
 /// Half-way through any other instruction, its own eip would do that half again.

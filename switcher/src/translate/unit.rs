@@ -58,6 +58,8 @@ pub(super) struct Translator<'r> {
     pub(super) over_rounds: Option<OpenJump>,
     /// Branches out of leaves: see [`super::leaf`].
     pub(super) ways_out: Vec<WayOut>,
+    /// The instructions of leaves.
+    pub(super) elsewhere: Vec<(u32, u8)>,
     /// Jumps to guest addresses that the unit's end decides.
     branches: Vec<(OpenJump, u32)>,
 }
@@ -74,6 +76,7 @@ impl<'r> Translator<'r> {
             other_rounds: 0,
             over_rounds: None,
             ways_out: Vec::new(),
+            elsewhere: Vec::new(),
             branches: Vec::new(),
         }
     }
@@ -246,6 +249,7 @@ impl<'r> Translator<'r> {
             cold: self.cold.finish(),
             points: self.points,
             guest_len: plan.guest_len,
+            elsewhere: self.elsewhere,
         }
     }
 

@@ -152,10 +152,9 @@ impl Vcpu {
             return Ok(Err(CacheFull));
         }
         self.memory.mark_code(at, unit.guest_len);
-        for point in unit.points.iter().filter(|point| point.inlined && point.len > 0) {
-            let offset = point.eip.wrapping_add(key.segment.base) % PAGE_SIZE;
-            let at = GuestPhys(key.frame * PAGE_SIZE + offset);
-            self.memory.mark_code(at, point.len.into());
+        for &(eip, len) in &unit.elsewhere {
+            let offset = eip.wrapping_add(key.segment.base) % PAGE_SIZE;
+            self.memory.mark_code(GuestPhys(key.frame * PAGE_SIZE + offset), len.into());
         }
         self.statistics.units += 1;
         self.statistics.instructions +=
