@@ -160,6 +160,24 @@ fn a_fault_in_a_leaf_is_a_fault_in_a_function() {
 }
 
 #[test]
+fn without_fpu_a_leaf_that_uses_it_doesnt_run() {
+    let mut guest = Guest::user(|a| {
+        let (mut leaf, mut over) = (a.create_label(), a.create_label());
+        a.call(leaf)?;
+        a.jmp(over)?;
+        a.set_label(&mut leaf)?;
+        a.inc(eax)?;
+        a.fld1()?;
+        a.ret()?;
+        a.set_label(&mut over)?;
+        a.nop()
+    });
+    guest.vcpu.cpu.set_fpu_trap(true);
+    assert_eq!(guest.exception(), Exception::NO_FPU);
+    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (USER + 8, STACK - 4));
+}
+
+#[test]
 fn a_return_address_that_a_device_changes_counts() {
     let mut guest = Guest::user(reader);
     let (memory, slot) = (guest.memory.clone(), guest.phys(STACK - 4));
@@ -263,4 +281,43 @@ fn kernel_code_reaches_the_users_memory_from_a_leaf() {
     guest.start_kernel(KERNEL);
     guest.finish();
     assert_eq!(guest.gpr(Gpr::Ebx), 30);
+}
+
+#[test]
+fn a_leaf_may_drop_as_much_as_it_likes() {
+    for dropped in [0, 4, 32, 36, 124, 128, 200, 255, 256, 0x7ffc] {
+        let mut guest = Guest::user(|a| {
+            let (mut leaf, mut over) = (a.create_label(), a.create_label());
+            a.call(leaf)?;
+            a.jmp(over)?;
+            a.set_label(&mut leaf)?;
+            a.ret_1(dropped)?;
+            a.set_label(&mut over)?;
+            a.nop()
+        });
+        guest.set_gpr(Gpr::Esp, STACK - 0x800);
+        guest.finish();
+        assert_eq!(guest.gpr(Gpr::Esp), STACK - 0x800 + dropped);
+    }
+}
+
+#[test]
+fn a_leaf_that_goes_on_in_the_next_page_is_none() {
+    let mut guest = Guest::user(|a| {
+        a.add(eax, 1000)?;
+        a.ret()
+    });
+    guest.assemble(USER + 0x100, |a| a.call(u64::from(USER + 0xff0)));
+    guest.assemble(USER + 0xff0, |a| {
+        for _ in 0..5 {
+            a.lea(eax, dword_ptr(eax + 1))?;
+        }
+        a.inc(eax)?;
+        a.add(eax, 100)?; // in the next page
+        a.ret()
+    });
+    guest.start_user(USER + 0x100);
+    guest.set_gpr(Gpr::Eax, 0);
+    guest.finish();
+    assert_eq!(guest.gpr(Gpr::Eax), 106);
 }

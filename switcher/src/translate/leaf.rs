@@ -135,7 +135,8 @@ fn continue_leaf(
     false
 }
 
-/// The instruction at `eip`, if all of it is in the request's page, and nobody waits for it.
+/// The instruction at `eip`, if it is in the request's page, nobody waits for it, and it doesn't ask for the FPU. One that isn't all in
+/// the page is undefined here.
 fn decode(request: &Request<'_>, eip: u32) -> Option<(Instruction, Way)> {
     if eip / PAGE_SIZE != request.eip / PAGE_SIZE || request.breakpoints.contains(&eip) {
         return None;
@@ -144,7 +145,7 @@ fn decode(request: &Request<'_>, eip: u32) -> Option<(Instruction, Way)> {
     let read = (request.nearby)(eip, &mut bytes);
     let instruction = decoder(&bytes[..read], eip).decode();
     let class = classify(instruction.code());
-    (!instruction.is_invalid() && !class.fpu).then_some((instruction, class.way))
+    (!class.fpu).then_some((instruction, class.way))
 }
 
 /// An instruction that stores nothing, leaves esp alone, and has its operand where the window shows it.
