@@ -190,64 +190,64 @@ fn a_return_address_that_a_device_changes_counts() {
     assert_eq!(guest.gpr(Gpr::Eax), 7);
 }
 
-/// A program that adds up, in ebx, what a leaf 0x200 bytes behind it gives.
-fn adding(rounds: u32) -> impl Fn(&mut CodeAssembler) -> Result<(), IcedError> {
-    move |a| {
+/// Where the program is that calls a leaf at [`USER`]: behind it, so that its own unit doesn't reach as far.
+const CALLER: u32 = USER + 0x200;
+
+/// A program that adds up, in ebx, what a leaf gives in three rounds.
+fn adding(value: u32) -> Guest {
+    let mut guest = Guest::user(constant(value));
+    guest.assemble(CALLER, |a| {
         let mut again = a.create_label();
-        a.mov(ecx, rounds)?;
+        a.mov(ecx, 3)?;
         a.set_label(&mut again)?;
-        a.call(u64::from(USER + 0x200))?;
+        a.call(u64::from(USER))?;
         a.add(ebx, eax)?;
         a.dec(ecx)?;
         a.jnz(again)
-    }
+    });
+    guest.start_user(CALLER);
+    guest.set_gpr(Gpr::Ebx, 0);
+    guest.finish();
+    guest
 }
 
-fn constant(guest: &mut Guest, value: u32) {
-    guest.assemble(USER + 0x200, |a| {
-        a.mov(eax, value)?;
+fn constant(value: u32) -> impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError> {
+    move |a| {
+        a.mov(eax, value)?; // 5 bytes
         a.ret()
-    });
+    }
 }
 
 #[test]
 fn a_leaf_that_a_device_writes_to_is_new_for_its_callers() {
-    let mut guest = Guest::user(adding(3));
-    constant(&mut guest, 5);
-    guest.set_gpr(Gpr::Ebx, 0);
-    guest.finish();
-    constant(&mut guest, 7);
-    guest.start_user(USER);
+    let mut guest = adding(5);
+    guest.assemble(USER, constant(7));
+    guest.start_user(CALLER);
     guest.finish();
     assert_eq!(guest.gpr(Gpr::Ebx), 3 * 5 + 3 * 7);
 }
 
 #[test]
 fn so_is_one_that_becomes_longer_than_a_leaf() {
-    let mut guest = Guest::user(adding(3));
-    constant(&mut guest, 5);
-    guest.set_gpr(Gpr::Ebx, 0);
-    guest.finish();
-    guest.assemble(USER + 0x200, |a| {
+    let mut guest = adding(5);
+    guest.assemble(USER, |a| {
         for _ in 0..100 {
             a.lea(eax, dword_ptr(eax + 1))?;
         }
         a.ret()
     });
     guest.set_gpr(Gpr::Eax, 0);
-    guest.start_user(USER);
+    guest.start_user(CALLER);
     guest.finish();
     assert_eq!(guest.gpr(Gpr::Ebx), 3 * 5 + 100 + 200 + 300);
 }
 
 #[test]
 fn a_breakpoint_in_a_leaf_is_met() {
-    let mut guest = Guest::user(adding(3));
-    constant(&mut guest, 5);
-    guest.finish();
-    for at in [USER + 0x200, USER + 0x205] {
+    let mut guest = adding(5);
+    for at in [USER, USER + 5] {
         set(&mut guest, [execute(at)]);
-        guest.start_user(USER);
+        guest.start_user(CALLER);
         for _ in 0..3 {
             assert_eq!((hit(&mut guest, 1), guest.gpr(Gpr::Esp)), (at, STACK - 4));
             pass(&mut guest);

@@ -23,7 +23,7 @@ impl Translator<'_> {
             return self.emulated(instruction);
         };
         if let Some(target) = direct_target(instruction) {
-            if self.is_local(target) && self.call_leaf(instruction, target) {
+            if self.call_leaf(instruction, target) {
                 return;
             }
             self.push_constant(instruction.next_ip32());
