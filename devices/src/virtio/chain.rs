@@ -24,6 +24,8 @@ pub struct Chain {
     readable: Buffers,
     writable: Buffers,
     written: u32,
+    /// Some bytes were passed over: what is written behind them doesn't count.
+    gap: bool,
 }
 
 /// Buffers that were not used up yet.
@@ -44,6 +46,7 @@ impl Chain {
             readable: Buffers::default(),
             writable: Buffers::default(),
             written: 0,
+            gap: false,
         };
         // The iterator ends in silence at a descriptor that can't be right. But then the one before it promised another.
         let mut more = true;
@@ -70,7 +73,8 @@ impl Chain {
         self.head
     }
 
-    /// How many bytes were written, from the beginning on without a gap.
+    /// How many bytes were written, from the beginning on without a gap: so many the driver may look at (section 2.4.8, The Virtqueue
+    /// Used Ring).
     pub(crate) fn written(&self) -> u32 {
         self.written
     }
@@ -113,7 +117,9 @@ impl Chain {
             }
             done += bytes;
         }
-        self.written += done as u32;
+        if !self.gap {
+            self.written += done as u32;
+        }
         done
     }
 
@@ -121,6 +127,7 @@ impl Chain {
     pub fn skip_to_last(&mut self, left: u64) {
         while let Some(over) = self.writable().checked_sub(left).filter(|over| *over > 0) {
             let _ = self.writable.take(usize::try_from(over).unwrap_or(usize::MAX));
+            self.gap = true;
         }
     }
 }

@@ -214,6 +214,16 @@ fn what_cant_be_done_is_told() {
 }
 
 #[test]
+fn what_a_failed_read_left_out_doesnt_count_as_written() {
+    let mut guest = guest(&Plate::new());
+    let queue = &mut guest.start(1, 0)[0];
+    assert_eq!(request(&mut guest, queue, 0, BAD, &[(DATA, 512, true)]), (1, 0));
+    // The bad sector is in the second piece.
+    let read = [(DATA, 0x2_0000, true)];
+    assert_eq!(request(&mut guest, queue, 0, BAD - 200, &read), (1, 0x1_0000));
+}
+
+#[test]
 fn a_disk_may_be_for_reading_only() {
     let plate = Plate { read_only: true, ..Plate::new() };
     let mut guest = guest(&plate);
