@@ -50,10 +50,13 @@ fn code_from_a_device_is_the_code_that_runs() {
     assert_eq!(run(), 1);
     let mut queues = guest.start(1, 0);
     for value in 2..10u32 {
-        keyboard.write_all(&value.to_le_bytes()).unwrap();
-        queues[0].add(&[(CODE + 1, 4, true)]);
+        // From the code on, or from far in the page before it.
+        let before = value % 2 * 3000;
+        let bytes = [&vec![0; before as usize][..], &[0xb8], &value.to_le_bytes()].concat();
+        keyboard.write_all(&bytes).unwrap();
+        queues[0].add(&[(CODE - before, before + 5, true)]);
         guest.ring_if_wanted(1, &mut queues[0]);
-        assert_eq!(guest.wait(1, &mut queues[0]).1, 4);
+        assert_eq!(guest.wait(1, &mut queues[0]).1, before + 5);
         assert_eq!(run(), value);
     }
 }

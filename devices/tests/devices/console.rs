@@ -102,6 +102,7 @@ fn emergency_writes_need_no_driver() {
     let (mut guest, _keyboard, screen) = guest();
     guest.config_write(1, 4, 2, 2);
     for character in b"panic" {
+        guest.write(1, 0x104, 4, u32::from(b'?'));
         guest.write(1, 0x108, 4, u32::from(*character));
     }
     assert_eq!(read(&screen, 5), b"panic");

@@ -90,7 +90,7 @@ fn it_has_an_address() {
     assert_eq!(guest.config_read(1, 0, 4), 0x1041_1af4);
     guest.agree(1, VERSION_1);
     assert_eq!(guest.offered(1) & 0xff, 1 << 5);
-    assert_eq!((guest.read(1, 0x100, 4), guest.read(1, 0x104, 2)), (2, 0x100));
+    assert_eq!((guest.read(1, 0x100, 4), guest.read(1, 0x104, 4)), (2, 0x100));
     let (one, another) = (MacAddress::random().unwrap(), MacAddress::random().unwrap());
     assert!(one != another && one.0[0] & 3 == 2 && another.0[0] & 3 == 2);
 }
@@ -155,10 +155,11 @@ fn a_frame_that_doesnt_fit_is_dropped() {
     let queue = &mut guest.start(1, 0)[RECEIVE];
     let head = queue.add(&[(FRAME, 12 + 60, true)]);
     guest.ring_if_wanted(1, queue);
-    for length in [61, 60] {
-        far.send(&frame(13, length)).unwrap();
+    for (seed, length) in [(11, 61), (13, 60)] {
+        far.send(&frame(seed, length)).unwrap();
     }
     assert_eq!(guest.wait(1, queue), (head, 72));
+    assert_eq!(guest.bytes(FRAME + 12, 60), frame(13, 60));
 }
 
 #[test]

@@ -67,7 +67,9 @@ fn ports_are_the_buss_own_at_some_sizes_only() {
 fn registers_can_be_measured_and_moved() {
     let mut guest = guest();
     assert_eq!(guest.config_read(1, 0x10, 4), BAR);
-    guest.config_write(1, 4, 2, 0);
+    guest.config_write(1, 4, 2, 4);
+    let mut byte = [0x77];
+    assert!(!guest.bus.read(BAR, &mut byte) && byte == [0x77], "not before they're switched on");
     guest.config_write(1, 0x10, 4, u32::MAX);
     assert_eq!(guest.config_read(1, 0x10, 4), !(BAR_BYTES - 1));
     // The other five don't exist.
@@ -75,8 +77,6 @@ fn registers_can_be_measured_and_moved() {
         guest.config_write(1, register, 4, u32::MAX);
         assert_eq!(guest.config_read(1, register, 4), 0);
     }
-    let mut byte = [0x77];
-    assert!(!guest.bus.read(BAR, &mut byte) && byte == [0x77]);
     guest.config_write(1, 0x10, 4, 0xe000_0abc);
     guest.config_write(1, 4, 2, 2);
     assert!(guest.bus.read(0xe000_0000 + 18, &mut byte) && byte == [2]);
@@ -199,14 +199,38 @@ fn features_are_agreed_on() {
 }
 
 #[test]
+fn what_a_driver_said_is_taken_back_by_a_reset_alone() {
+    let mut guest = guest();
+    let registers = |guest: &mut Guest| [0, 8, 12, 20].map(|at| guest.read(1, at, 4));
+    guest.config_write(1, 4, 2, 2);
+    let fresh = registers(&mut guest);
+    guest.agree(1, VERSION_1 | EVENT_IDX);
+    guest.write(1, 0, 4, 1);
+    guest.write(1, 8, 4, 0);
+    guest.write(1, 22, 2, 1);
+    let said = registers(&mut guest);
+    assert_eq!(said, [1, 0, EVENT_IDX as u32, 1 << 16 | 3 | u32::from(FEATURES_OK)]);
+    guest.set_status(1, 1);
+    assert_eq!(registers(&mut guest), said);
+    guest.set_status(1, 0);
+    assert_eq!(registers(&mut guest), fresh);
+    guest.write(1, 8, 4, 1);
+    assert_eq!(guest.read(1, 12, 4), 0);
+}
+
+#[test]
 fn without_features_agreed_on_nothing_starts() {
     let mut guest = guest();
     guest.agree(1, 0);
     guest.set_status(1, 3 | DRIVER_OK);
     assert_eq!(guest.status(1), 3 | DRIVER_OK | NEEDS_RESET);
+    assert_eq!((guest.read(1, 0x3f, 1), guest.read(1, 0x80, 1)), (0, 0));
     assert_eq!(guest.read(1, 0x40, 1), 2, "an interrupt for a change");
     assert_eq!(guest.read(1, 0x40, 1), 0, "once");
     guest.set_status(1, 0);
+    assert_eq!(guest.status(1), 0);
+    // That it needs one is the device's to say.
+    guest.set_status(1, NEEDS_RESET);
     assert_eq!(guest.status(1), 0);
     guest.start(1, 0);
 }
@@ -221,6 +245,10 @@ fn queues_are_set_up_one_by_one() {
     for (size, is) in [(3, 64), (128, 64), (0, 64), (64, 64), (16, 16)] {
         guest.write(1, 24, 2, size);
         assert_eq!(guest.read(1, 24, 2), is);
+    }
+    for no in [0, 2] {
+        guest.write(1, 28, 2, no);
+        assert_eq!(guest.read(1, 28, 2), 0);
     }
     guest.enable(1, &queue);
     assert_eq!((guest.read(1, 24, 2), guest.read(1, 28, 2)), (8, 1));
@@ -258,7 +286,8 @@ fn interrupts_can_be_turned_off() {
     guest.config_write(1, 4, 2, 0x406);
     guest.set_status(1, 3 | DRIVER_OK);
     assert_eq!((guest.lines.count(1), guest.read(1, 0x40, 1)), (0, 2));
-    guest.config_write(1, 4, 2, 6);
+    // The command's upper byte alone.
+    guest.config_write(1, 5, 1, 0);
     guest.set_status(1, 0);
     guest.set_status(1, DRIVER_OK);
     assert_eq!((guest.lines.count(1), guest.lines.count(2)), (1, 0));
