@@ -125,32 +125,40 @@ fn a_qcow2_image_survives() {
 /// What a process leaves that was killed as it made a table: the table is used, but isn't counted.
 #[test]
 fn tables_are_counted_before_anything_is_written() {
+    const CLUSTER: usize = 512;
     for order in 0..=6 {
         let directory = TempDir::new().expect("a directory");
         let path = directory.path().join("image");
         let file = ImageFile::create_open(StorageCreateOptions::new().filename(&path))
             .expect("a file for the image");
         let image = Qcow2::<ImageFile>::create_builder(file)
-            .size(1 << 20)
-            .cluster_size(512)
+            .size(1 << 22)
+            .cluster_size(CLUSTER)
             .refcount_width(1 << order);
         image.create().expect("an image");
-        open(path_text(&path)).write(1 << 18, &[1; 40 * SECTOR]).expect("write");
+        // So much that there are several tables of each kind.
+        open(path_text(&path)).write(1 << 18, &[1; 200 * SECTOR]).expect("write");
 
         let whole = fs::read(&path).expect("the image");
         let number = |at: usize| {
             u64::from_be_bytes(whole[at..at + 8].try_into().expect("eight bytes")) as usize
         };
         let (l1, blocks) = (number(40), number(48));
-        let block = number(blocks);
-        let l2 = (l1..)
-            .step_by(8)
-            .map(|at| number(at) & 0xffff_ffff)
-            .find(|&offset| offset != 0)
-            .expect("a table");
+        let entries = |table: usize, bytes: usize| {
+            let entries = (table..table + bytes).step_by(8).map(&number);
+            entries.map(|entry| entry & 0xffff_ffff).filter(|&offset| offset != 0)
+        };
+        let l1_bytes = (1 << 22) / (CLUSTER * CLUSTER / 8) * 8;
+        assert_eq!(l1_bytes, 2 * CLUSTER);
+        let tables = entries(l1, l1_bytes).chain(entries(blocks, CLUSTER));
         let mut killed = whole.clone();
-        for offset in [0, l1, blocks, block, l2] {
-            let bit = (offset / 512) << order;
+        for offset in tables.chain([0, l1, l1 + CLUSTER, blocks]) {
+            let counts_of_a_block = (CLUSTER * 8) >> order;
+            let (block, count) = (
+                number(blocks + offset / CLUSTER / counts_of_a_block * 8),
+                offset / CLUSTER % counts_of_a_block,
+            );
+            let bit = count << order;
             let counts = &mut killed[block + bit / 8..];
             match order {
                 0..3 => counts[0] &= !(((1 << (1 << order)) - 1) << (bit % 8)),

@@ -119,6 +119,14 @@ fn qcow2_features_that_are_missing_are_named() {
     assert!(with(35, &[1]).contains("encrypted"), "the encryption");
     assert!(with(30, &[1, 1]).contains("a disk can't have"), "the size");
     assert!(with(24, &[0xff]).contains("a disk can't have"), "the size");
+    assert!(with(29, &[0]).contains("a disk can't have 0 bytes"), "the size");
+    for (offset, value) in [(23, 8), (23, 22), (99, 7)] {
+        let said = with(offset, &[value]);
+        assert!(said.contains("an impossible size"), "{value} at {offset}: {said}");
+    }
+    for (offset, table) in [(37, "clusters"), (57, "reference counts")] {
+        assert!(with(offset, &[1]).contains("before its tables do"), "the table of {table}");
+    }
     assert!(with(79, &[1]).contains("0 (dirty"), "the dirty bit");
     assert!(with(79, &[4]).contains("another file"), "the data file");
 }

@@ -1,8 +1,10 @@
 //! One writes, or any number read: among disks of one process, of several, and with QEMU.
 
-use crate::{child, childs_disk, create_qcow2, open, path_text, qemu, refusal, text};
-use lguest_devices::disk::{Holder, OpenError};
-use std::fs;
+use crate::{child, childs_disk, create_qcow2, open, path_text, qemu, qemu_img, refusal, text};
+use lguest_devices::disk::{DiskConfig, Holder, OpenError};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{F_RDLCK, F_WRLCK, SEEK_SET, flock};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -52,6 +54,24 @@ fn readers_share() {
     assert_eq!(holder(path), Holder::Ourselves);
     drop(readers);
     open(path);
+}
+
+#[test]
+fn what_an_image_is_built_upon_is_read_as_long() {
+    let directory = TempDir::new().expect("a directory");
+    let (raw, qcow2) = (image(&directory), qcow2_image(&directory));
+    let upon = directory.path().join("upon");
+    for (format, below) in [("raw", path_text(&raw)), ("qcow2", path_text(&qcow2))] {
+        let create = ["create", "-q", "-f", "qcow2", "-F", format, "-b", below, path_text(&upon)];
+        if qemu_img(create).is_none() {
+            return;
+        }
+        let disk = open(&format!("{},backing={below}", path_text(&upon)));
+        assert_eq!(holder(below), Holder::Ourselves);
+        open(&format!("{below},ro"));
+        drop(disk);
+        open(below);
+    }
 }
 
 #[test]
@@ -115,6 +135,49 @@ fn a_lock_ends_with_its_process() {
     assert!(matches!(holder(path), Holder::Process(process, _) if process == reader.0.id()));
     drop(reader);
     open(path);
+}
+
+/// A lock of this kind on one byte of a file, if it can be had.
+fn lock(path: &str, kind: i32, byte: i64) -> Option<File> {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("the image");
+    let (l_type, l_whence) = (kind as i16, SEEK_SET as i16);
+    let lock = flock { l_type, l_whence, l_start: byte, l_len: 1, l_pid: 0 };
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)).is_ok().then_some(file)
+}
+
+/// From byte 100 on is what somebody does, from 200 on what nobody else may: read, write, write what is there already, resize.
+#[test]
+fn each_lock_means_what_it_means_to_qemu() {
+    let directory = TempDir::new().expect("a directory");
+    let path = image(&directory);
+    let path = path_text(&path);
+    // Whether one who writes may be beside it, and one who reads.
+    for (byte, write, read) in [
+        (100, true, true),
+        (101, false, false),
+        (102, true, true),
+        (103, false, false),
+        (200, false, false),
+        (201, false, true),
+        (202, true, true),
+        (203, false, true),
+    ] {
+        let _lock = lock(path, F_RDLCK, byte).expect("nobody has it");
+        for (options, may) in [("", write), (",ro", read), (",snapshot", read)] {
+            let disk = format!("{path}{options}").parse::<DiskConfig>().expect("a disk").open();
+            assert_eq!(disk.is_ok(), may, "{byte}, `{options}`");
+        }
+    }
+    for (options, ours) in [
+        ("", &[100, 101, 103, 201, 203][..]),
+        (",ro", &[100, 201, 203]),
+        (",snapshot", &[100, 201, 203]),
+    ] {
+        let _disk = open(&format!("{path}{options}"));
+        let locked: Vec<i64> =
+            (99..300).filter(|byte| lock(path, F_WRLCK, *byte).is_none()).collect();
+        assert_eq!(locked, ours, "`{options}`");
+    }
 }
 
 #[test]
