@@ -301,9 +301,9 @@ fn lguest_data_may_be_the_last_thing_in_memory() {
         for (behind, good) in [(0, true), (1, false)] {
             let data = MEMORY + 0x1000 - layout.size + behind;
             let guest = TinyGuest::of(generation);
-            if let Some(field) = layout.kernel_address.filter(|_| good) {
+            if let Some(field) = layout.kernel_address {
                 guest.put_word(data + field, PAGE_OFFSET);
-                guest.put_word(data + field + 4, 0x80);
+                guest.put(data + field + 4, &[0x80, 0, 0, 0][..4 - behind as usize]);
                 guest.put(data + layout.hcall_status, &[0xff; HCALL_RING_SIZE]);
             }
             let init = |c: &mut Code| {
@@ -389,6 +389,47 @@ fn load_gdt_entry_counts_again_after_lgdt() {
             c.mov(fs, eax)
         });
         outcome.run().powered_off();
+    });
+}
+
+#[test]
+fn a_selector_loaded_again_names_what_its_descriptor_is_by_now() {
+    const HIGH: u32 = 0x00cf_9200;
+    of_each(Generation::ALL, |guest| {
+        let calls = [
+            Hypercall::LoadGdt { table: Phys(GDT), entries: 32 },
+            Hypercall::LoadGdtEntry { entry: 6, low: 0, high: HIGH },
+            Hypercall::LoadTls { descriptors: Phys(SCRATCH), cpu: 0 },
+        ];
+        for call in calls {
+            if Hypercall::decode(guest.generation, call.encode()).is_err() {
+                continue;
+            }
+            let outcome = TinyGuest::of(guest.generation)
+                .kernel(|c| {
+                    for (slot, base) in [(0, 0), (1, 4)] {
+                        let low = base << 16 | 0xffff;
+                        for at in [GDT + 6 * 8, SCRATCH] {
+                            c.mov(dword_ptr(virt(at)), low)?;
+                            c.mov(dword_ptr(virt(at) + 4), HIGH)?;
+                        }
+                        c.hypercall(match call {
+                            Hypercall::LoadGdtEntry { entry, high, .. } => {
+                                Hypercall::LoadGdtEntry { entry, low, high }
+                            }
+                            call => call,
+                        })?;
+                        c.mov(eax, 6 * 8 + 1)?;
+                        c.mov(fs, eax)?;
+                        c.mov(eax, dword_ptr(virt(RESULTS) + 64).fs())?;
+                        c.note(slot, eax)?;
+                    }
+                    Ok(())
+                })
+                .with_word(RESULTS + 64, 1)
+                .with_word(RESULTS + 68, 2);
+            assert_eq!(results(&outcome.run().powered_off()), [1, 2], "{call:?}");
+        }
     });
 }
 

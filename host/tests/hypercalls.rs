@@ -51,9 +51,10 @@ fn hypercalls_leave_the_flags_alone() {
 
 #[test]
 fn lguest_init_writes_what_the_guest_waits_for() {
-    let outcome = TinyGuest::new().kernel(|_| Ok(())).run().powered_off();
+    let guest = TinyGuest::new().with_word(DATA + offset::GUESTID, 0xabcd_0000);
+    let outcome = guest.kernel(|_| Ok(())).run().powered_off();
     assert_eq!(outcome.field(offset::RESERVE_MEM), 4 << 20);
-    assert_eq!(outcome.field(offset::GUESTID) & 0xffff, u32::from(GUEST_ID));
+    assert_eq!(outcome.field(offset::GUESTID), 0xabcd_0000 | u32::from(GUEST_ID));
     // 0, or the speed of a processor: more than 100 MHz, less than 20 GHz.
     let khz = outcome.field(offset::TSC_KHZ);
     assert!(khz == 0 || (100_000..20_000_000).contains(&khz), "{khz} kHz");

@@ -191,6 +191,22 @@ fn the_first_new_pgtable_ends_it() {
 }
 
 #[test]
+fn what_the_launchers_tables_showed_is_forgotten_with_them() {
+    let guest = TinyGuest::of(Generation::V2_6_30).with_word(FRAME, 1).with_word(FRAME_2, 2);
+    for page in 0..MEMORY / 0x1000 {
+        guest.put_word(OTHER_TABLE + page * 4, (page * 0x1000) | 7);
+    }
+    guest.put_word(OTHER_TABLE + FRAME / 0x1000 * 4, FRAME_2 | 7);
+    guest.put_word(OTHER + (PAGE_OFFSET >> 22) * 4, OTHER_TABLE | 7);
+    let outcome = guest.kernel(|c| {
+        look(c, 0, virt(FRAME))?;
+        c.hypercall(new_pgtable(OTHER))?;
+        look(c, 1, virt(FRAME))
+    });
+    assert_eq!(results(&outcome.run().powered_off()), [1, 2]);
+}
+
+#[test]
 fn without_tables_there_is_nothing_to_change() {
     for generation in LOW {
         let guest = TinyGuest::of(generation);
@@ -334,6 +350,25 @@ fn write_through_is_allowed_since_2_6_25_and_large_pages_never() {
 }
 
 #[test]
+fn an_access_to_the_topmost_addresses_ends_the_first_guests_and_is_a_fault_to_later_ones() {
+    const TOP: u32 = 0xffc0_0000;
+    for generation in Generation::ALL {
+        let outcome = TinyGuest::of(generation)
+            .with_word(DIRECTORY + (TOP >> 22) * 4, OTHER_TABLE | 7)
+            .with_word(OTHER_TABLE, FRAME | USED)
+            .reporting(14, 1)
+            .user(|c| c.mov(eax, dword_ptr(TOP)))
+            .kernel(|c| c.enter_user())
+            .run();
+        if generation == Generation::First {
+            outcome.killed(Kill::ReservedAddress { what: "an access", address: GuestVirt(TOP) });
+        } else {
+            assert_eq!(outcome.powered_off().result(0), 4, "{generation}");
+        }
+    }
+}
+
+#[test]
 fn a_frame_behind_memory_is_a_device_in_4_0_and_an_end_before() {
     for generation in LATER {
         for frame in [MEMORY + 0x1000, 0x8000_0000, 0xffff_f000] {
@@ -434,6 +469,24 @@ fn user_code_reaches_no_port() {
         assert_eq!(results(&outcome.run().powered_off()), [0, USER_CODE], "{generation}");
         assert_eq!(bus.touches(), [], "{generation}");
     }
+}
+
+#[test]
+fn a_step_over_a_skipped_cli_is_one() {
+    let outcome = TinyGuest::of(Generation::V4_0)
+        .handler(1, |c| {
+            c.note(0, ebx)?;
+            c.power_off()
+        })
+        .kernel(|c| {
+            c.mov(ebx, 5)?;
+            c.pushfd()?;
+            c.or(dword_ptr(esp), 0x100)?;
+            c.popfd()?;
+            c.cli()?;
+            c.inc(ebx)
+        });
+    assert_eq!(outcome.run().powered_off().result(0), 5);
 }
 
 #[test]

@@ -5,6 +5,8 @@ mod tiny_guest;
 use iced_x86::code_asm::*;
 use lguest_abi::address::{Phys, Virt};
 use lguest_abi::hypercall::{FlushScope, Hypercall};
+use lguest_host::Kill;
+use lguest_switcher::GuestVirt;
 use tiny_guest::*;
 
 /// A second page directory, with its own table for user addresses.
@@ -208,6 +210,68 @@ fn set_pte_that_write_protects_is_noticed_by_the_next_write() {
     assert_eq!((outcome.result(8), outcome.result(0)), (7, 3));
 }
 
+/// User code does something twice, and calls its kernel after each; `change` is what that does the first time. What eax was the
+/// second time is in slot 0, or else the error of a page fault.
+fn user_before_and_after(
+    guest: TinyGuest,
+    act: impl Fn(&mut Code) -> Assembled,
+    change: impl Fn(&mut Code) -> Assembled,
+) -> Outcome {
+    let guest = guest.reporting(14, 1).gate(128, 0xf, 3, |c| {
+        let mut first = c.create_label();
+        c.cmp(ebx, 1)?;
+        c.je(first)?;
+        c.note(0, eax)?;
+        c.power_off()?;
+        c.set_label(&mut first)?;
+        change(c)?;
+        c.iretd()
+    });
+    let guest = guest.user(|c| {
+        for time in [1, 2] {
+            c.mov(ebx, time)?;
+            act(c)?;
+            c.int(0x80)?;
+        }
+        Ok(())
+    });
+    guest.kernel(|c| c.enter_user()).run().powered_off()
+}
+
+#[test]
+fn set_pte_takes_rights_from_user_code_that_had_them() {
+    // None at all, for the kernel alone, for reading alone.
+    for (value, error) in [(0, 6), (FRAME | 0x63, 7), (FRAME | 0x65, 7)] {
+        let write = |c: &mut Code| c.mov(dword_ptr(page(4)), 7);
+        let outcome = user_before_and_after(guest(), write, |c| {
+            c.mov(dword_ptr(entry(4)), value)?;
+            c.hypercall(set_pte(page(4), value))
+        });
+        assert_eq!(outcome.result(0), error, "{value:#x}");
+    }
+}
+
+#[test]
+fn loading_cr3_looks_at_everything_again() {
+    let read = |c: &mut Code| c.mov(eax, dword_ptr(page(4)));
+    let outcome = user_before_and_after(guest(), read, |c| {
+        c.mov(dword_ptr(entry(4)), FRAME_2 | USED)?;
+        c.mov(eax, cr3)?;
+        c.mov(cr3, eax)
+    });
+    assert_eq!(outcome.result(0), 0x2222);
+}
+
+#[test]
+fn set_pte_for_a_kernel_address_that_user_code_may_read_counts_for_it_too() {
+    let read = |c: &mut Code| c.mov(eax, dword_ptr(virt(FRAME)));
+    let outcome = user_before_and_after(guest(), read, |c| {
+        c.mov(dword_ptr(virt(LINEAR_TABLE) + (FRAME >> 12) * 4), FRAME_2 | USED)?;
+        c.hypercall(set_pte(virt(FRAME), FRAME_2 | USED))
+    });
+    assert_eq!(outcome.result(0), 0x2222);
+}
+
 #[test]
 fn set_pte_for_a_kernel_address_counts_in_all_address_spaces() {
     let address = 0xd000_0000;
@@ -312,6 +376,24 @@ fn another_directory_may_have_another_kernel() {
 }
 
 #[test]
+fn another_directory_may_grant_less_of_the_same_kernel() {
+    const ADDRESS: u32 = 0xd000_0000;
+    // No table there, and one to read from.
+    for (flags, error) in [(2, 2), (1, 3)] {
+        let guest = guest().reporting(14, 1).with_word(SCRATCH, FRAME | 0x63);
+        guest.put_word(DIRECTORY + 0x340 * 4, SCRATCH | 3);
+        guest.put_word(OTHER + 0x340 * 4, SCRATCH | flags);
+        let outcome = guest.kernel(|c| {
+            c.mov(dword_ptr(ADDRESS), 5)?;
+            c.hypercall(Hypercall::NewPgtable { directory: Phys(OTHER) })?;
+            c.mov(dword_ptr(ADDRESS), 6)
+        });
+        let outcome = outcome.run().powered_off();
+        assert_eq!((outcome.result(0), outcome.guest.word(FRAME)), (error, 5), "flags {flags}");
+    }
+}
+
+#[test]
 fn flush_tlb_0_forgets_user_mappings_that_changed() {
     for flush in [FLUSH_USER, FLUSH_ALL] {
         let outcome = guest()
@@ -344,6 +426,47 @@ fn a_flush_restores_accessed_and_dirty_tracking() {
         .powered_off();
     assert_eq!(outcome.result(1) & 0x60, ACCESSED);
     assert_eq!(outcome.result(2) & 0x60, ACCESSED | DIRTY);
+}
+
+/// Cleared as a kernel does that has saved a page: where its program goes on to write, it must save it again.
+#[test]
+fn a_page_that_was_saved_is_marked_by_the_programs_next_write() {
+    let saved = (FRAME | 7 | ACCESSED).into();
+    let set_pte =
+        Hypercall::SetPte { directory: Phys(DIRECTORY), address: Virt(page(4)), value: saved };
+    let ways: [&dyn Fn(&mut Code) -> Assembled; 4] = [
+        &|c| c.hypercall(FLUSH_USER),
+        &|c| c.hypercall(FLUSH_ALL),
+        &|c| c.hypercall(set_pte),
+        &|c| c.invlpg(ptr(page(4))),
+    ];
+    for (number, way) in ways.into_iter().enumerate() {
+        let write_and_look = |c: &mut Code| {
+            c.mov(dword_ptr(page(4)), ebx)?;
+            c.mov(eax, dword_ptr(entry(4)))
+        };
+        let outcome = user_before_and_after(guest(), write_and_look, |c| {
+            c.and(dword_ptr(entry(4)), !DIRTY)?;
+            way(c)
+        });
+        assert_eq!(outcome.result(0), FRAME | 7 | ACCESSED | DIRTY, "way {number}");
+    }
+}
+
+#[test]
+fn a_page_that_isnt_allowed_isnt_shown_along_with_its_neighbours() {
+    const LARGE: u32 = 0x80;
+    let entry = FRAME_2 | USED | LARGE;
+    let outcome = guest()
+        .with_word(USER_TABLE + 4 * 4, FRAME | USED)
+        .with_word(USER_TABLE + 5 * 4, entry)
+        .user(|c| {
+            c.mov(eax, dword_ptr(page(4)))?;
+            c.mov(eax, dword_ptr(page(5)))
+        })
+        .kernel(|c| c.enter_user());
+    let (entry, address) = (entry.into(), GuestVirt(page(5)));
+    outcome.run().killed(Kill::BadPageTableEntry { entry, address });
 }
 
 #[test]

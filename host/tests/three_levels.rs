@@ -84,7 +84,12 @@ fn user_looks(guest: TinyGuest, steps: &[Step<'_>]) -> Outcome {
 #[test]
 fn reserve_mem_is_less_with_three_levels() {
     for generation in WIDE {
-        for (guest, bytes) in [(TinyGuest::of(generation), 4 << 20), (wide(generation), 2 << 20)] {
+        // What is behind the pointers is nobody's, even where a directory would have the kernel's entry.
+        let behind = POINTERS + (PAGE_OFFSET >> 22) * 4;
+        let used = wide(generation).with_word(behind, 0x1234_5002);
+        let guests =
+            [(TinyGuest::of(generation), 4 << 20), (wide(generation), 2 << 20), (used, 2 << 20)];
+        for (guest, bytes) in guests {
             let outcome = guest.kernel(|_| Ok(())).run().powered_off();
             assert_eq!(outcome.field(RESERVE_MEM), bytes, "{generation}");
         }
@@ -196,6 +201,29 @@ fn what_three_levels_may_not_have() {
             } else {
                 Kill::BadPageDirectoryEntry { entry, address }
             });
+        }
+    }
+}
+
+#[test]
+fn a_page_that_is_shown_may_not_have_them_later_either() {
+    for generation in WIDE {
+        for bit in [7, 32, 63] {
+            let outcome = wide(generation)
+                .gate(0x80, 0xf, 3, |c| {
+                    let half = virt(entry(4)) + bit / 32 * 4;
+                    c.or(dword_ptr(half), 1u32 << (bit % 32))?;
+                    c.hypercall(Hypercall::FlushTlb { scope: FlushScope::User })?;
+                    c.iretd()
+                })
+                .user(|c| {
+                    c.mov(eax, dword_ptr(page(4)))?;
+                    c.int(0x80)?;
+                    c.mov(eax, dword_ptr(page(4)))
+                })
+                .kernel(|c| c.enter_user());
+            let (entry, address) = (u64::from(FRAME | USED) | 1 << bit, GuestVirt(page(4)));
+            outcome.run().killed(Kill::BadPageTableEntry { entry, address });
         }
     }
 }

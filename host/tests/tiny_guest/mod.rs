@@ -352,9 +352,10 @@ impl TinyGuest {
             lines.lock().expect("no test panics in a tracer").push(event.to_string());
         })));
         let end = run_patiently(&mut machine, devices);
+        let passes = machine.statistics().gate_passes;
         drop(machine);
         let trace = std::mem::take(&mut *trace.lock().expect("no test panics in a tracer"));
-        Outcome { end, guest: self, trace, passes: 0 }
+        Outcome { end, guest: self, trace, passes }
     }
 
     /// Runs it without anybody who watches, so that its system calls may pass by a gate.
