@@ -269,6 +269,16 @@ proptest! {
     }
 }
 
+/// A cable's end that hears nothing at all has been pulled out; one that hears an empty frame hasn't.
+#[test]
+fn frames_shorter_than_a_header_are_none() {
+    let mut villain = Villain::new();
+    for length in [0, 1, 13] {
+        villain.frame(&vec![0; length]);
+        assert!(villain.is_answered(), "after {length} bytes");
+    }
+}
+
 /// A guest that looks for open ports calls, and breaks off when it's answered. Or it doesn't even do that.
 #[test]
 fn calls_that_come_to_nothing_are_forgotten() {

@@ -6,6 +6,7 @@ mod datagrams;
 mod forwards;
 mod guest;
 mod hostile;
+mod silence;
 mod socket;
 mod streams;
 mod tap;

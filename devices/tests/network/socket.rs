@@ -4,7 +4,7 @@ use super::guest::{Guest, PATIENCE};
 use super::streams::bytes;
 use lguest_devices::network::{Network, NetworkConfig};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -140,6 +140,26 @@ fn says(stream: &mut UnixStream, frames: &[&[u8]]) {
 }
 
 #[test]
+fn for_who_does_not_listen_little_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("net");
+    let mut network = open(&path);
+    let _deaf = UnixStream::connect(&path).unwrap();
+    let mut sent = 0;
+    loop {
+        if network.send(&[1; 1500]).unwrap() {
+            sent += 1;
+            assert!(sent < 10_000, "they are taken without end");
+            continue;
+        }
+        wait(&*network, PollFlags::OUT);
+        if !network.send(&[1; 1500]).unwrap() {
+            break;
+        }
+    }
+}
+
+#[test]
 fn another_program_may_listen_and_frames_have_its_format() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("net");
@@ -181,10 +201,17 @@ fn a_third_is_not_let_in_while_two_are_there() {
     let path = directory.path().join("net");
     let (mut first, mut second) = (open(&path), open(&path));
     until_heard(&mut *first, &mut *second, &[1; 60]);
+    // What the third may have said is in nobody's way.
     let mut third = UnixStream::connect(&path).unwrap();
     third.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(third.read(&mut [0]).unwrap(), 0);
-    until_heard(&mut *second, &mut *first, &[2; 60]);
+    let _ = third.write_all(&[&[0, 0, 0, 60][..], &[3; 60]].concat());
+    let gone = third.read(&mut [0]);
+    assert!(
+        matches!(&gone, Ok(0)) || gone.is_err_and(|it| it.kind() == ErrorKind::ConnectionReset)
+    );
+    until_heard(&mut *first, &mut *second, &[1; 60]);
+    assert!(second.send(&[2; 60]).unwrap());
+    assert_eq!(receive(&mut *first), [2; 60]);
 }
 
 #[test]

@@ -176,6 +176,17 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_took_the_sockets_place_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("net");
+        let first = meet(&path);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        drop(first);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
     fn of_many_who_come_at_once_one_listens() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("net");

@@ -274,3 +274,92 @@ fn socket_to(address: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::addresses::{GATEWAY, GUEST};
+    use super::super::link::Link;
+    use super::*;
+    use crate::network::cable::{Arrival, End, cable};
+    use smoltcp::wire::EthernetAddress;
+
+    struct Network {
+        stack: Stack,
+        guest: End,
+        poller: Poller,
+        datagrams: Datagrams,
+    }
+
+    impl Network {
+        fn new(forwards: Vec<(UdpSocket, SocketAddrV4)>) -> Network {
+            let (end, guest) = cable().unwrap();
+            let mut stack = Stack::new(Link::new(end));
+            stack.link.met(GUEST, EthernetAddress([2, 0, 0, 0, 0, 1]));
+            let poller = Poller::new().unwrap();
+            let datagrams = Datagrams::new(forwards, &poller).unwrap();
+            Network { stack, guest, poller, datagrams }
+        }
+
+        fn serve_at(&mut self, seconds: i64) {
+            self.stack.now = Instant::from_secs(seconds);
+            self.datagrams.serve(&mut self.stack);
+        }
+
+        fn guest_hears(&self) -> bool {
+            matches!(self.guest.receive(&mut [0; 2000]), Ok(Arrival::Frame(_)))
+        }
+    }
+
+    #[test]
+    fn who_was_silent_for_two_minutes_is_forgotten() {
+        let host = UdpSocket::bind("127.0.0.1:0").unwrap();
+        host.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let there = SocketAddrV4::new(GATEWAY, host.local_addr().unwrap().port());
+        let mut network = Network::new(Vec::new());
+        let pair = |port| Pair { guest: SocketAddrV4::new(GUEST, port), there };
+        let say = |network: &mut Network, port| {
+            let Network { stack, poller, datagrams, .. } = network;
+            datagrams.said(stack, poller, &mut Resolver::new(None), pair(port), b"?");
+            host.recv_from(&mut [0; 9]).unwrap().1
+        };
+        let known = |network: &Network| {
+            let known = |port: &u16| network.datagrams.pairs.contains_key(&pair(*port));
+            (1..=3).filter(known).collect::<Vec<u16>>()
+        };
+        let addresses = [1, 2, 3].map(|port| say(&mut network, port));
+        // One says more, one hears something, and one does neither.
+        network.serve_at(100);
+        say(&mut network, 1);
+        host.send_to(b"!", addresses[1]).unwrap();
+        let id = network.datagrams.pairs[&pair(2)];
+        network
+            .datagrams
+            .event(id, Event { who: Who::Datagrams(id), readable: true, writable: true });
+        network.serve_at(100);
+        assert!(network.guest_hears());
+        network.serve_at(119);
+        assert_eq!(known(&network), [1, 2, 3]);
+        network.serve_at(120);
+        assert_eq!(known(&network), [1, 2]);
+        network.serve_at(220);
+        assert_eq!((known(&network), network.datagrams.conversations.len()), (vec![], 0));
+        // And is known again when it says something.
+        say(&mut network, 3);
+    }
+
+    #[test]
+    fn a_caller_who_was_forgotten_may_call_again() {
+        let host = UdpSocket::bind("127.0.0.1:0").unwrap();
+        host.set_nonblocking(true).unwrap();
+        let there = host.local_addr().unwrap();
+        let caller = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut network = Network::new(vec![(host, SocketAddrV4::new(GUEST, 80))]);
+        for seconds in [0, 120] {
+            network.serve_at(seconds);
+            caller.send_to(b"?", there).unwrap();
+            network.datagrams.called(0, network.stack.now);
+            network.serve_at(seconds);
+            assert!(network.guest_hears(), "after {seconds} seconds");
+        }
+    }
+}

@@ -164,18 +164,27 @@ mod tests {
     const TO: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
     fn packets(payload: &[u8]) -> Vec<Vec<u8>> {
-        let write = |piece: Piece<'_>| {
-            let mut packet = vec![0; piece.packet_length()];
-            piece.write(&mut packet, FROM, TO, IpProtocol::Udp, 7);
-            packet
-        };
-        pieces(payload).map(write).collect()
+        packets_of(7, payload)
+    }
+
+    fn packets_of(identity: u16, payload: &[u8]) -> Vec<Vec<u8>> {
+        pieces(payload).map(|piece| written(&piece, identity)).collect()
+    }
+
+    fn written(piece: &Piece<'_>, identity: u16) -> Vec<u8> {
+        let mut packet = vec![0; piece.packet_length()];
+        piece.write(&mut packet, FROM, TO, IpProtocol::Udp, identity);
+        packet
     }
 
     fn lay(fragments: &mut Fragments, packet: &[u8]) -> Option<Vec<u8>> {
+        lay_at(Instant::ZERO, fragments, packet)
+    }
+
+    fn lay_at(now: Instant, fragments: &mut Fragments, packet: &[u8]) -> Option<Vec<u8>> {
         let packet = Ipv4Packet::new_checked(packet).unwrap();
         assert!(packet.verify_checksum());
-        fragments.lay(&packet, Instant::ZERO)
+        fragments.lay(&packet, now)
     }
 
     proptest! {
@@ -226,6 +235,30 @@ mod tests {
         assert!(puzzle.lay(16, &[1; 8], false));
         assert!(!puzzle.lay(0, &[1; 8], true), "the last before another");
         assert!(!Puzzle::new(Instant::ZERO).lay(0, &[1; 9], false), "half a unit");
+        let mut fragments = Fragments::default();
+        let mut packets = packets(&[1; 3000]);
+        let last = packets.pop().unwrap();
+        assert_eq!(lay(&mut fragments, &last), None);
+        let beyond = Piece { bytes: &[1; 8], offset: 3000, last: false };
+        assert_eq!(lay(&mut fragments, &written(&beyond, 7)), None);
+        assert!(packets.iter().all(|packet| lay(&mut fragments, packet).is_none()));
+    }
+
+    #[test]
+    fn datagrams_are_kept_apart_and_the_oldest_makes_room() {
+        let mut fragments = Fragments::default();
+        let payload = |identity| vec![identity as u8; 3000];
+        for identity in 0..=PUZZLES as u16 {
+            let now = Instant::from_millis(i64::from(identity));
+            let first = &packets_of(identity, &payload(identity))[0];
+            assert_eq!(lay_at(now, &mut fragments, first), None);
+        }
+        let now = Instant::from_millis(100);
+        for identity in (0..=PUZZLES as u16).rev() {
+            let rest = &packets_of(identity, &payload(identity))[1..];
+            let whole = rest.iter().find_map(|packet| lay_at(now, &mut fragments, packet));
+            assert_eq!(whole, (identity != 0).then(|| payload(identity)));
+        }
     }
 
     #[test]
