@@ -229,6 +229,49 @@ mod tests {
         assert!("2.6.37".parse::<Generation>().is_err());
     }
 
+    /// The fields behind `cr2`, in the order in which the kernels' own headers had them.
+    #[test]
+    fn fields_are_in_the_order_of_their_time() {
+        let orders = [
+            (Layout::FIRST, "status calls reserve guestid tsc start end"),
+            (Layout::V2_6_23, "time status calls reserve guestid tsc start end"),
+            (Layout::V2_6_24, "time status calls reserve tsc pgdir start end kernel syscall"),
+            (
+                Layout::V2_6_30,
+                "time pending status calls reserve tsc pgdir start end kernel syscall",
+            ),
+            (
+                Layout::V2_6_31,
+                "time pending status calls reserve tsc pgdir start end kernel syscall",
+            ),
+            (Layout::V2_6_38, "time pending status calls reserve tsc start end kernel syscall"),
+            (Layout::V4_0, "time pending status calls reserve tsc iret kernel syscall"),
+        ];
+        for (layout, order) in orders {
+            let mut next = 12;
+            for field in order.split(' ') {
+                let (at, bytes) = match (field, layout.noirq) {
+                    ("time", _) => (layout.time, 8),
+                    ("pending", _) => (layout.irq_pending, 4),
+                    ("status", _) => (Some(layout.hcall_status), 64),
+                    ("calls", _) => (Some(layout.hcalls), 64 * 4 * layout.entry_words),
+                    ("reserve", _) => (Some(layout.reserve_mem), 4),
+                    ("guestid", _) => (layout.guestid, 4),
+                    ("tsc", _) => (Some(layout.tsc_khz), 4),
+                    ("pgdir", _) => (layout.pgdir, 4),
+                    ("start", NoIrq::Range(at, _)) => (Some(at), 4),
+                    ("end", NoIrq::Range(_, at)) => (Some(at), 4),
+                    ("iret", NoIrq::At(at)) => (Some(at), 4),
+                    ("kernel", _) => (layout.kernel_address, 4),
+                    ("syscall", _) => (layout.syscall_vec, 4),
+                    _ => panic!("{field} in {layout:?}"),
+                };
+                assert_eq!(at, Some(next), "{field} in {layout:?}");
+                next += bytes;
+            }
+        }
+    }
+
     /// The fields of each layout follow each other without a gap, from `irq_enabled` to the end.
     #[test]
     fn layouts_have_no_gaps() {
