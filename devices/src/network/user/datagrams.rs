@@ -305,6 +305,11 @@ mod tests {
             self.datagrams.serve(&mut self.stack);
         }
 
+        fn say(&mut self, pair: Pair, payload: &[u8]) {
+            let Network { stack, poller, datagrams, .. } = self;
+            datagrams.said(stack, poller, &mut Resolver::new(None), pair, payload);
+        }
+
         fn guest_hears(&self) -> bool {
             matches!(self.guest.receive(&mut [0; 2000]), Ok(Arrival::Frame(_)))
         }
@@ -318,8 +323,7 @@ mod tests {
         let mut network = Network::new(Vec::new());
         let pair = |port| Pair { guest: SocketAddrV4::new(GUEST, port), there };
         let say = |network: &mut Network, port| {
-            let Network { stack, poller, datagrams, .. } = network;
-            datagrams.said(stack, poller, &mut Resolver::new(None), pair(port), b"?");
+            network.say(pair(port), b"?");
             host.recv_from(&mut [0; 9]).unwrap().1
         };
         let known = |network: &Network| {
@@ -345,6 +349,25 @@ mod tests {
         assert_eq!((known(&network), network.datagrams.conversations.len()), (vec![], 0));
         // And is known again when it says something.
         say(&mut network, 3);
+    }
+
+    #[test]
+    fn what_is_said_after_a_refusal_is_said_all_the_same() {
+        let host = UdpSocket::bind("127.0.0.1:0").unwrap();
+        host.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let there = SocketAddrV4::new(GATEWAY, host.local_addr().unwrap().port());
+        let pair = Pair { guest: SocketAddrV4::new(GUEST, 1), there };
+        let mut network = Network::new(Vec::new());
+        // It hears only somebody else; then the guest.
+        host.connect("127.0.0.1:9").unwrap();
+        network.say(pair, b"lost");
+        let Way::Own(socket) = &network.datagrams.conversations[&0].way else { panic!() };
+        host.connect(socket.local_addr().unwrap()).unwrap();
+        network.say(pair, b"heard");
+        assert!(network.guest_hears(), "bad news of the first");
+        let mut heard = [0; 9];
+        assert_eq!(host.recv(&mut heard).unwrap(), 5);
+        assert_eq!(&heard[..5], b"heard");
     }
 
     #[test]

@@ -217,3 +217,48 @@ impl AsFd for Link {
         self.end.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::cable::cable;
+    use super::super::addresses::GUEST;
+    use super::*;
+
+    const CARD: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
+
+    #[test]
+    fn for_a_guest_that_does_not_listen_so_much_is_kept_and_no_more() {
+        let (end, guest) = cable().unwrap();
+        let mut link = Link::new(end);
+        link.met(GUEST, CARD);
+        let send = |link: &mut Link, number: u32| {
+            let (from, to) = (SocketAddrV4::new(GATEWAY, 1), SocketAddrV4::new(GUEST, 2));
+            link.datagram(from, to, &[&number.to_be_bytes()[..], &[0; 1000]].concat());
+        };
+        (0..10_000).for_each(|number| send(&mut link, number));
+        assert_eq!(link.waiting.len(), WAITING);
+        // What was kept comes in its order, and before what is sent later.
+        let mut heard = Vec::new();
+        let mut frame = [0; 2000];
+        while let Ok(Arrival::Frame(_)) = guest.receive(&mut frame) {
+            if heard.len() == 10 {
+                send(&mut link, 10_000);
+            }
+            heard.push(u32::from_be_bytes(frame[42..46].try_into().unwrap()));
+            link.flush();
+        }
+        assert_eq!(heard.pop(), Some(10_000));
+        assert!(heard.iter().copied().eq(0..heard.len() as u32));
+    }
+
+    #[test]
+    fn nobody_has_the_address_of_many_cards_or_is_no_neighbour() {
+        let (end, _guest) = cable().unwrap();
+        let mut link = Link::new(end);
+        link.met(GUEST, EthernetAddress([3, 0, 0, 0, 0, 1]));
+        link.met(GUEST, EthernetAddress::BROADCAST);
+        link.met(Ipv4Addr::new(192, 0, 2, 1), CARD);
+        link.met(GATEWAY, CARD);
+        assert!(link.neighbours.is_empty());
+    }
+}
