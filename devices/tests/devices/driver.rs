@@ -64,7 +64,11 @@ pub(crate) fn device_memory(memory: &Arc<GuestMemory>) -> DeviceMemory {
 impl Guest {
     /// Puts each model into a slot, from 1 on, with the slot's number as its interrupt line.
     pub(crate) fn new(models: Vec<Model>) -> Self {
-        let memory = Arc::new(GuestMemory::new(MEMORY).unwrap());
+        Self::with_memory(GuestMemory::new(MEMORY).unwrap(), models)
+    }
+
+    pub(crate) fn with_memory(memory: GuestMemory, models: Vec<Model>) -> Self {
+        let memory = Arc::new(memory);
         let lines = Arc::new(Lines::default());
         let interrupts = Arc::clone(&lines) as Arc<dyn Interrupts>;
         let mut bus = PciBus::new(device_memory(&memory), interrupts);

@@ -10,7 +10,7 @@ use lguest_devices::virtio::block::block;
 use lguest_devices::virtio::console::Console;
 use lguest_devices::virtio::entropy::entropy;
 use lguest_devices::virtio::network::{MacAddress, network};
-use lguest_devices::virtio::{EVENT_IDX, INDIRECT_DESCRIPTORS, Model, Version};
+use lguest_devices::virtio::{EVENT_IDX, INDIRECT_DESCRIPTORS, Kind, Model, Version};
 use lguest_switcher::{GuestMemory, GuestPhys};
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::unix::net::UnixDatagram;
@@ -367,6 +367,18 @@ fn a_broken_device_sleeps_until_a_reset() {
     assert_eq!(queues[1].take_used(), None);
     let mut queues = guest.start(0, 0);
     guest.send(0, &mut queues[1], &[(DATA, 1, false)]);
+}
+
+#[test]
+fn devices_can_be_taken_to_another_bus() {
+    let (mut guest, _ends) = all(Format::Records);
+    guest.start(0, 0);
+    let models = guest.bus.into_models();
+    let kinds = [Kind::Console, Kind::Block, Kind::Network, Kind::Entropy];
+    assert_eq!(models.iter().map(|model| model.kind).collect::<Vec<_>>(), kinds);
+    let mut again = self::guest(Format::Records, models);
+    let mut queues = again.start(3, 0);
+    assert_eq!(again.send(3, &mut queues[0], &[(DATA, 64, true)]), 64);
 }
 
 #[test]

@@ -301,4 +301,5 @@ fn there_are_thirty_one_slots() {
     }
     assert!(guest.bus.add(Console::default().into_model(), 0, 0).is_err());
     assert_eq!(guest.config_read(31, 0x10, 4), bar(31));
+    assert_eq!(guest.bus.into_models().len(), 31);
 }

@@ -219,6 +219,23 @@ fn images_are_built_upon_images_built_upon_images() {
     let disk = format!("{},backing={},backing={}", name("new"), name("raw"), name("old"));
     assert!(contents(&mut *open(&disk)) == model);
     assert!(contents(&mut *open(&format!("{disk},ro"))) == model);
+    let top = [
+        "create",
+        "-q",
+        "-u",
+        "-f",
+        "qcow2",
+        "-o",
+        "compat=0.10",
+        "-F",
+        "qcow2",
+        "-b",
+        "new",
+        &name("top"),
+        "358912",
+    ];
+    qemu_img(top);
+    assert!(contents(&mut *open(&format!("{},backing={disk}", name("top")))) == model);
 }
 
 #[test]

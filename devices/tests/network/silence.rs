@@ -4,7 +4,7 @@ use super::datagrams::{datagram, frame, packet};
 use super::guest::{GATEWAY, GUEST, Guest};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, TcpPacket};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 
 /// A neighbour that isn't there.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 77);
@@ -19,11 +19,11 @@ fn echo(to: Ipv4Addr, data: &[u8]) -> Vec<u8> {
     packet(IpProtocol::Icmp, to, &message, (0, false))
 }
 
-/// A call by TCP, from port 1000 on.
-fn call(there: SocketAddrV4) -> Vec<u8> {
+/// A call by TCP.
+fn call(from: u16, there: SocketAddrV4) -> Vec<u8> {
     let mut bytes = vec![0; 20];
     let mut segment = TcpPacket::new_unchecked(&mut bytes[..]);
-    segment.set_src_port(1000);
+    segment.set_src_port(from);
     segment.set_dst_port(there.port());
     segment.set_header_len(20);
     segment.set_syn(true);
@@ -88,7 +88,7 @@ fn errors_that_many_would_tell_of() {
     };
     assert!(tell(NOBODY));
     let call = |to| {
-        let call = call(SocketAddrV4::new(to, 9));
+        let call = call(1000, SocketAddrV4::new(to, 9));
         is_answered(&frame(&packet(IpProtocol::Tcp, to, &call, (0, false))))
     };
     assert!(call(NOBODY));
@@ -106,6 +106,16 @@ fn datagrams_from_nowhere() {
     let mut wrong = good(1000);
     wrong[20 + 8] ^= 1;
     assert!(!is_answered(&frame(&wrong)), "the checksum is wrong");
+    // Who has no address yet talks to the giver of addresses alone.
+    let host = UdpSocket::bind("127.0.0.1:0").unwrap();
+    host.set_nonblocking(true).unwrap();
+    let open = SocketAddrV4::new(GATEWAY, host.local_addr().unwrap().port());
+    let message = packet(IpProtocol::Udp, GATEWAY, &datagram(1000, open, b"?"), (0, false));
+    let mut unnamed = changed(&message, |packet| packet.set_src_addr(Ipv4Addr::UNSPECIFIED));
+    // Without a checksum.
+    unnamed[20 + 6..20 + 8].fill(0);
+    assert!(!is_answered(&frame(&unnamed)));
+    assert!(host.recv(&mut [0; 9]).is_err());
     // Another's port 67 gives no addresses.
     let there = SocketAddrV4::new(NOBODY, 67);
     let message = datagram(68, there, b"?");
@@ -115,12 +125,22 @@ fn datagrams_from_nowhere() {
 #[test]
 fn calls_that_are_none() {
     let there = SocketAddrV4::new(NOBODY, 9);
-    let good = |place| packet(IpProtocol::Tcp, NOBODY, &call(there), place);
+    let good = |place| packet(IpProtocol::Tcp, NOBODY, &call(1000, there), place);
     assert!(is_answered(&frame(&good((0, false)))));
     assert!(!is_answered(&frame(&good((0, true)))), "a piece");
     let mut wrong = good((0, false));
     wrong[20 + 4] ^= 1;
     assert!(!is_answered(&frame(&wrong)), "the checksum is wrong");
-    let to_port_0 = call(SocketAddrV4::new(NOBODY, 0));
-    assert!(!is_answered(&frame(&packet(IpProtocol::Tcp, NOBODY, &to_port_0, (0, false)))));
+    // To somebody who is there, but shouldn't hear of it.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let there = SocketAddrV4::new(GATEWAY, listener.local_addr().unwrap().port());
+    let mut wrong = packet(IpProtocol::Tcp, GATEWAY, &call(1000, there), (0, false));
+    wrong[20 + 4] ^= 1;
+    assert!(!is_answered(&frame(&wrong)));
+    assert!(listener.accept().is_err(), "there was no call");
+    for (from, to) in [(1000, 0), (0, 9)] {
+        let call = call(from, SocketAddrV4::new(NOBODY, to));
+        assert!(!is_answered(&frame(&packet(IpProtocol::Tcp, NOBODY, &call, (0, false)))));
+    }
 }
