@@ -80,6 +80,30 @@ fn lldt_gives_a_local_table() {
 }
 
 #[test]
+fn a_selector_loaded_again_after_lgdt_names_what_is_in_memory() {
+    let guest = TinyGuest::new();
+    let based_at = |base: u64| 0x00cf_9200_0000_ffff | base << 16;
+    guest.put(GDT + 20 * 8, &based_at(0).to_le_bytes());
+    guest.put(FREE + 20 * 8, &based_at(4).to_le_bytes());
+    guest.put(SCRATCH, &[0xff, 0]);
+    guest.put_word(SCRATCH + 2, virt(FREE));
+    let outcome = guest.with_word(RESULTS + 64, 1).with_word(RESULTS + 68, 2).kernel(|c| {
+        for slot in [0, 1] {
+            c.mov(eax, 20 * 8 + 1)?;
+            c.mov(fs, eax)?;
+            c.mov(eax, dword_ptr(virt(RESULTS) + 64).fs())?;
+            c.note(slot, eax)?;
+            if slot == 0 {
+                c.lgdt(ptr(virt(SCRATCH)))?;
+            }
+        }
+        Ok(())
+    });
+    let outcome = outcome.run().powered_off();
+    assert_eq!([0, 1].map(|slot| outcome.result(slot)), [1, 2]);
+}
+
+#[test]
 fn lidt_reads_gates_from_memory() {
     let guest = TinyGuest::new();
     let (low, high) = gate_words(virt(SCRATCH + 0x100), 0xe, 0);

@@ -264,6 +264,36 @@ fn a_descriptor_that_changes_counts_at_once() {
     }
 }
 
+/// The kernel loads a table of its own, and then writes to it without a word.
+#[test]
+fn tables_in_memory_count_at_once() {
+    let table = |at: u32, bytes: u16| {
+        move |guest: TinyGuest| {
+            guest.put(SCRATCH + 0x40, &(bytes - 1).to_le_bytes());
+            guest.put_word(SCRATCH + 0x42, virt(at));
+            guest
+        }
+    };
+    for index in [12, 13, 14, 15] {
+        let guest = with_changed_frame(|c| {
+            c.lgdt(ptr(virt(SCRATCH + 0x40)))?;
+            // Not present.
+            c.xor(dword_ptr(virt(GDT) + index * 8 + 4), 1 << 15)
+        });
+        both(|| table(GDT, 256)(guest()));
+    }
+    let guest = with_changed_frame(|c| c.lidt(ptr(virt(SCRATCH + 0x40))));
+    both(|| {
+        let guest = table(FREE, 0x408)(guest());
+        for (vector, handler) in [(0, 0), (11, 11), (13, 13), (SYSCALL, 13)] {
+            let (low, high) = gate_words(virt(HANDLERS) + handler * 256, INTERRUPT_GATE, 3);
+            guest.put_word(FREE + vector * 8, low);
+            guest.put_word(FREE + vector * 8 + 4, high);
+        }
+        guest
+    });
+}
+
 #[test]
 fn a_queued_call_is_served_on_the_way_out() {
     let layout = &lguest_abi::lguest_data::Layout::FIRST;

@@ -7,6 +7,7 @@ use lguest_abi::address::{Phys, Virt};
 use lguest_abi::generation::ArgumentRegister;
 use lguest_abi::hypercall::{Hypercall, number};
 use lguest_abi::lguest_data::{HCALL_RING_SIZE, Layout};
+use lguest_abi::segments::KERNEL_DS;
 use lguest_host::{End, Generation, GuestPhys, Kill};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tiny_guest::*;
@@ -375,6 +376,29 @@ fn load_gdt_entry_has_room_for_32() {
             guest.kernel(|c| c.hypercall(call)).run().killed(Kill::GdtTooLarge { entries });
         });
     }
+}
+
+#[test]
+fn what_a_guest_hands_over_counts_again_after_lgdt_and_lidt() {
+    of_each([Generation::First, Generation::V2_6_23, Generation::V2_6_24], |guest| {
+        guest.put(SCRATCH, &[0xff, 0]);
+        guest.put_word(SCRATCH + 2, virt(FREE));
+        let outcome = guest
+            .handler(3, |c| {
+                c.note_number(0, 1)?;
+                c.power_off()
+            })
+            .kernel(|c| {
+                c.lgdt(ptr(virt(SCRATCH)))?;
+                c.hypercall(Hypercall::LoadGdt { table: Phys(GDT), entries: 32 })?;
+                c.lidt(ptr(virt(SCRATCH)))?;
+                c.hypercall(load_gate(14, virt(FREE), 0xf, 0))?;
+                c.mov(eax, u32::from(KERNEL_DS))?;
+                c.mov(fs, eax)?;
+                c.int3()
+            });
+        assert_eq!(outcome.run().powered_off().result(0), 1);
+    });
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod tiny_guest;
 
 use iced_x86::code_asm::*;
 use lguest_abi::address::{Phys, Virt};
-use lguest_abi::hypercall::{FlushScope, Hypercall};
+use lguest_abi::hypercall::{FlushScope, Hypercall, number};
 use lguest_host::Kill;
 use lguest_switcher::GuestVirt;
 use tiny_guest::*;
@@ -138,6 +138,32 @@ fn the_kernel_respects_read_only_pages() {
         .run()
         .powered_off();
     assert_eq!(outcome.result(0), 3);
+}
+
+/// Without CR0.WP the kernel may write where user code may only read.
+#[test]
+fn what_the_kernel_may_write_without_wp_user_code_still_may_not() {
+    let outcome = guest()
+        .with_word(USER_TABLE + 4 * 4, FRAME | 5)
+        .reporting(14, 1)
+        .gate(128, 0xf, 3, |c| {
+            c.mov(dword_ptr(page(4)), 7)?;
+            c.iretd()
+        })
+        .user(|c| {
+            c.mov(eax, dword_ptr(page(4)))?;
+            c.int(0x80)?;
+            c.mov(dword_ptr(page(4)), 8)
+        })
+        .kernel(|c| {
+            c.mov(eax, cr0)?;
+            c.and(eax, !(1 << 16))?;
+            c.mov(cr0, eax)?;
+            c.enter_user()
+        })
+        .run()
+        .powered_off();
+    assert_eq!((outcome.result(0), outcome.guest.word(FRAME)), (7, 7));
 }
 
 #[test]
@@ -346,6 +372,59 @@ fn more_address_spaces_than_are_kept() {
                 }
             }
             Ok(())
+        })
+        .run()
+        .powered_off();
+    for slot in 0..2 * SPACES {
+        assert_eq!(outcome.result(slot), slot % SPACES);
+    }
+}
+
+/// Programs in as many address spaces look into their own page in turn.
+#[test]
+fn user_code_in_more_address_spaces_than_are_kept() {
+    const SPACES: u32 = 40;
+    const FIRST: u32 = 0x10_0000;
+    let guest = guest().gate(128, 0xf, 3, |c| {
+        let (mut more, mut known) = (c.create_label(), c.create_label());
+        c.mov(ecx, dword_ptr(virt(SCRATCH)))?;
+        c.mov(dword_ptr(ecx * 4 + virt(RESULTS)), eax)?;
+        c.inc(ecx)?;
+        c.mov(dword_ptr(virt(SCRATCH)), ecx)?;
+        c.cmp(ecx, 2 * SPACES)?;
+        c.jne(more)?;
+        c.power_off()?;
+        c.set_label(&mut more)?;
+        c.mov(edx, ecx)?;
+        c.sub(edx, SPACES)?;
+        c.jae(known)?;
+        c.mov(edx, ecx)?;
+        c.set_label(&mut known)?;
+        c.shl(edx, 13)?;
+        c.add(edx, FIRST)?;
+        c.mov(eax, number::NEW_PGTABLE)?;
+        c.int(0x1f)?;
+        c.iretd()
+    });
+    for space in 0..SPACES {
+        let (directory, table) = (FIRST + space * 0x2000, FIRST + space * 0x2000 + 0x1000);
+        guest.put_word(directory + (PAGE_OFFSET >> 22) * 4, LINEAR_TABLE | 7);
+        guest.put_word(directory + (USER_CODE >> 22) * 4, table | 7);
+        for page in 0..3 {
+            guest.put_word(table + page * 4, (USER_FRAMES + page * 0x1000) | 7);
+        }
+        guest.put_word(table + 4 * 4, (0x8_0000 + space * 0x1000) | 7);
+        guest.put_word(0x8_0000 + space * 0x1000, space);
+    }
+    let outcome = guest
+        .user(|c| {
+            c.mov(eax, dword_ptr(page(4)))?;
+            c.int(0x80)?;
+            c.jmp(u64::from(USER_CODE))
+        })
+        .kernel(|c| {
+            c.hypercall(Hypercall::NewPgtable { directory: Phys(FIRST) })?;
+            c.enter_user()
         })
         .run()
         .powered_off();
