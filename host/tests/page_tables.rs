@@ -277,6 +277,25 @@ fn set_pte_takes_rights_from_user_code_that_had_them() {
     }
 }
 
+/// Two pages in a row, in one run of frames, that different tables map.
+#[test]
+fn a_flush_looks_into_the_next_table_where_that_begins() {
+    const BORDER: u32 = 0x0840_0000;
+    let guest = guest()
+        .with_word(USER_TABLE + 1023 * 4, FRAME | USED)
+        .with_word(DIRECTORY + (BORDER >> 22) * 4, OTHER_TABLE | 7)
+        .with_word(OTHER_TABLE, FRAME_2 | USED);
+    let read = |c: &mut Code| {
+        c.mov(eax, dword_ptr(BORDER - 0x1000))?;
+        c.mov(eax, dword_ptr(BORDER))
+    };
+    let outcome = user_before_and_after(guest, read, |c| {
+        c.mov(dword_ptr(virt(OTHER_TABLE)), FRAME | USED)?;
+        c.hypercall(FLUSH_USER)
+    });
+    assert_eq!(outcome.result(0), 0x1111);
+}
+
 #[test]
 fn loading_cr3_looks_at_everything_again() {
     let read = |c: &mut Code| c.mov(eax, dword_ptr(page(4)));
