@@ -163,9 +163,15 @@ fn a_server_that_does_not_listen_is_waited_for() {
     let (say, hear) = std::sync::mpsc::channel::<()>();
     let (there, server) = serve(move |mut stream| {
         hear.recv().unwrap();
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).unwrap();
-        heard
+        // Slower than the guest speaks, so that it has finished long before.
+        let (mut heard, mut piece) = (Vec::new(), vec![0; 0x1_0000]);
+        loop {
+            match stream.read(&mut piece).unwrap() {
+                0 => return heard,
+                length => heard.extend_from_slice(&piece[..length]),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
     });
     let mut guest = Guest::on("user");
     let connection = guest.connect(there);
