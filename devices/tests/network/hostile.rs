@@ -293,17 +293,28 @@ fn calls_that_come_to_nothing_are_forgotten() {
         options: Vec::new(),
         payload: 0,
     };
-    for guest in 10_000..10_600 {
+    let call = |villain: &mut Villain, guest| {
         villain.segment(&segment(guest, 2, Number::Any(1000)));
         let began = std::time::Instant::now();
         while !villain.expected.contains_key(&guest) {
-            villain.look();
+            let heard = villain.look();
+            let is_reset = heard
+                .is_some_and(|bytes| bytes.get(14 + 20 + 13).is_some_and(|flags| flags & 4 != 0));
+            assert!(!is_reset, "another is broken off at call {guest}");
             assert!(began.elapsed() < super::guest::PATIENCE, "call {guest} isn't answered");
         }
+    };
+    for guest in 10_000..10_600 {
+        call(&mut villain, guest);
         if guest % 2 == 0 {
             villain.segment(&segment(guest, 4, Number::Expected));
         }
     }
+    // It's the oldest that make room: the last but one is there still when it has heard its answer.
+    call(&mut villain, 20_000);
+    call(&mut villain, 20_001);
+    villain.segment(&segment(20_000, 16, Number::Expected));
+    call(&mut villain, 20_002);
 }
 
 /// Bytes of memory that this process really has.

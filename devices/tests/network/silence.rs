@@ -138,6 +138,14 @@ fn calls_that_are_none() {
     let mut wrong = packet(IpProtocol::Tcp, GATEWAY, &call(1000, there), (0, false));
     wrong[20 + 4] ^= 1;
     assert!(!is_answered(&frame(&wrong)));
+    // SYN with ACK, which is refused, and with RST, which isn't even that.
+    for (flags, refused) in [(0x12, true), (6, false)] {
+        let mut segment = call(1000, there);
+        segment[13] = flags;
+        TcpPacket::new_unchecked(&mut segment[..]).fill_checksum(&GUEST.into(), &GATEWAY.into());
+        let answered = is_answered(&frame(&packet(IpProtocol::Tcp, GATEWAY, &segment, (0, false))));
+        assert_eq!(answered, refused, "flags {flags:#x}");
+    }
     assert!(listener.accept().is_err(), "there was no call");
     for (from, to) in [(1000, 0), (0, 9)] {
         let call = call(from, SocketAddrV4::new(NOBODY, to));
