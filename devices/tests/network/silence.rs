@@ -1,9 +1,12 @@
 //! What nobody answers, and what looks much like it and is answered.
 
 use super::datagrams::{datagram, frame, packet};
-use super::guest::{GATEWAY, GUEST, Guest};
+use super::guest::{GATEWAY, GUEST, Guest, HARDWARE};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+    Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, TcpPacket,
+};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 
 /// A neighbour that isn't there.
@@ -79,6 +82,24 @@ fn what_is_not_for_the_gateway_or_not_whole() {
 }
 
 #[test]
+fn what_is_said_of_a_card_unasked() {
+    for (operation, answered) in [(ArpOperation::Request, true), (ArpOperation::Reply, false)] {
+        let message = ArpRepr::EthernetIpv4 {
+            operation,
+            source_hardware_addr: HARDWARE,
+            source_protocol_addr: GUEST,
+            target_hardware_addr: EthernetAddress([0; 6]),
+            target_protocol_addr: GATEWAY,
+        };
+        let mut bytes = frame(&[0; 46]);
+        let mut ethernet = EthernetFrame::new_unchecked(&mut bytes[..]);
+        ethernet.set_ethertype(EthernetProtocol::Arp);
+        message.emit(&mut ArpPacket::new_unchecked(ethernet.payload_mut()));
+        assert_eq!(is_answered(&bytes), answered, "{operation:?}");
+    }
+}
+
+#[test]
 fn errors_that_many_would_tell_of() {
     let ask = |to| is_answered(&frame(&echo(to, b"anybody there?")));
     assert!(ask(Ipv4Addr::new(192, 0, 2, 1)));
@@ -137,7 +158,11 @@ fn calls_that_are_none() {
     let there = SocketAddrV4::new(GATEWAY, listener.local_addr().unwrap().port());
     let mut wrong = packet(IpProtocol::Tcp, GATEWAY, &call(1000, there), (0, false));
     wrong[20 + 4] ^= 1;
-    assert!(!is_answered(&frame(&wrong)));
+    let piece = packet(IpProtocol::Tcp, GATEWAY, &call(1000, there), (0, true));
+    let from_port_0 = packet(IpProtocol::Tcp, GATEWAY, &call(0, there), (0, false));
+    for none in [wrong, piece, from_port_0] {
+        assert!(!is_answered(&frame(&none)));
+    }
     // SYN with ACK, which is refused, and with RST, which isn't even that.
     for (flags, refused) in [(0x12, true), (6, false)] {
         let mut segment = call(1000, there);
@@ -150,5 +175,18 @@ fn calls_that_are_none() {
     for (from, to) in [(1000, 0), (0, 9)] {
         let call = call(from, SocketAddrV4::new(NOBODY, to));
         assert!(!is_answered(&frame(&packet(IpProtocol::Tcp, NOBODY, &call, (0, false)))));
+    }
+}
+
+#[test]
+fn who_was_refused_may_call_again_from_the_same_port() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let there = SocketAddrV4::new(GATEWAY, closed);
+    let mut guest = Guest::without_address("user");
+    for time in 1..=2 {
+        guest.wire.send(&frame(&packet(IpProtocol::Tcp, GATEWAY, &call(1000, there), (0, false))));
+        let answer = guest.wire.receive(5000).expect("an answer each time");
+        let packet = Ipv4Packet::new_checked(&answer[14..]).unwrap();
+        assert!(TcpPacket::new_checked(packet.payload()).unwrap().rst(), "time {time}");
     }
 }
