@@ -393,6 +393,8 @@ fn what_a_guest_hands_over_counts_again_after_lgdt_and_lidt() {
                 c.hypercall(Hypercall::LoadGdt { table: Phys(GDT), entries: 32 })?;
                 c.lidt(ptr(virt(SCRATCH)))?;
                 c.hypercall(load_gate(14, virt(FREE), 0xf, 0))?;
+                // It was copied.
+                c.mov(dword_ptr(virt(GDT) + u32::from(KERNEL_DS & !7) + 4), 0)?;
                 c.mov(eax, u32::from(KERNEL_DS))?;
                 c.mov(fs, eax)?;
                 c.int3()
