@@ -279,6 +279,32 @@ fn frames_shorter_than_a_header_are_none() {
     }
 }
 
+#[test]
+fn the_first_sequence_number_is_another_each_time() {
+    let number = || {
+        let mut villain = Villain::new();
+        villain.segment(&Segment {
+            guest: 10_000,
+            open: true,
+            flags: 2,
+            sequence: Number::Any(1000),
+            acknowledgement: Number::Any(0),
+            window: 65535,
+            options: Vec::new(),
+            payload: 0,
+        });
+        let began = std::time::Instant::now();
+        loop {
+            villain.look();
+            if let Some((_, number)) = villain.expected.get(&10_000) {
+                return *number;
+            }
+            assert!(began.elapsed() < super::guest::PATIENCE, "the call isn't answered");
+        }
+    };
+    assert_ne!(number(), number());
+}
+
 /// A guest that looks for open ports calls, and breaks off when it's answered. Or it doesn't even do that.
 #[test]
 fn calls_that_come_to_nothing_are_forgotten() {

@@ -223,6 +223,7 @@ mod tests {
     use super::super::super::cable::cable;
     use super::super::addresses::GUEST;
     use super::*;
+    use smoltcp::wire::Ipv4Packet;
 
     const CARD: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
 
@@ -249,6 +250,23 @@ mod tests {
         }
         assert_eq!(heard.pop(), Some(10_000));
         assert!(heard.iter().copied().eq(0..heard.len() as u32));
+    }
+
+    #[test]
+    fn the_pieces_of_each_datagram_have_a_number_of_their_own() {
+        let (end, guest) = cable().unwrap();
+        let mut link = Link::new(end);
+        link.met(GUEST, CARD);
+        let (from, to) = (SocketAddrV4::new(GATEWAY, 1), SocketAddrV4::new(GUEST, 2));
+        (0..2).for_each(|_| link.datagram(from, to, &[0; 2000]));
+        let mut numbers = Vec::new();
+        let mut frame = [0; 2000];
+        while let Ok(Arrival::Frame(length)) = guest.receive(&mut frame) {
+            let packet = Ipv4Packet::new_checked(&frame[HEADER..length]).unwrap();
+            assert!(!packet.dont_frag());
+            numbers.push(packet.ident());
+        }
+        assert!(matches!(numbers[..], [a, b, c, d] if a == b && c == d && a != c), "{numbers:?}");
     }
 
     #[test]

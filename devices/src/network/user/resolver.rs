@@ -56,6 +56,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_the_file_said_counts_for_a_second() {
+        let said = "192.0.2.1:53".parse().unwrap();
+        let address = |ago| {
+            let when = Instant::now().checked_sub(ago).unwrap();
+            Resolver { fixed: None, seen: Some((said, when)) }.address()
+        };
+        assert_eq!(address(Duration::ZERO), said);
+        assert_ne!(address(FRESH), said);
+    }
+
+    #[test]
     fn the_first_that_is_an_address_is_asked() {
         let table = [
             ("", "127.0.0.1:53"),
