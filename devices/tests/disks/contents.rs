@@ -197,44 +197,18 @@ fn images_are_built_upon_images_built_upon_images() {
     let (_, model) = raw_image(&directory);
     let name = |name: &str| path_text(&directory.path().join(name)).to_owned();
     // As old as can be: version 2 doesn't know of formats below, so this one has to be guessed.
-    let oldest = [
-        "create",
-        "-q",
-        "-u",
-        "-f",
-        "qcow2",
-        "-o",
-        "compat=0.10",
-        "-F",
-        "raw",
-        "-b",
-        "raw",
-        &name("old"),
-        "358912",
-    ];
-    if qemu_img(oldest).is_none() {
+    let oldest = |format: &str, below: &str, name: &str| {
+        let fixed = ["create", "-q", "-u", "-f", "qcow2", "-o", "compat=0.10"];
+        qemu_img(fixed.into_iter().chain(["-F", format, "-b", below, name, "358912"]))
+    };
+    if oldest("raw", "raw", &name("old")).is_none() {
         return;
     }
     qemu_img(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &name("old"), &name("new")]);
     let disk = format!("{},backing={},backing={}", name("new"), name("raw"), name("old"));
     assert!(contents(&mut *open(&disk)) == model);
     assert!(contents(&mut *open(&format!("{disk},ro"))) == model);
-    let top = [
-        "create",
-        "-q",
-        "-u",
-        "-f",
-        "qcow2",
-        "-o",
-        "compat=0.10",
-        "-F",
-        "qcow2",
-        "-b",
-        "new",
-        &name("top"),
-        "358912",
-    ];
-    qemu_img(top);
+    oldest("qcow2", "new", &name("top"));
     assert!(contents(&mut *open(&format!("{},backing={disk}", name("top")))) == model);
 }
 

@@ -6,8 +6,9 @@ use smoltcp::iface::SocketHandle;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::udp;
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Message,
-    Icmpv4Packet, IpEndpoint, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpEndpoint, IpProtocol, Ipv4Packet,
+    Ipv4Repr, UdpPacket, UdpRepr,
 };
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
@@ -77,6 +78,22 @@ pub(crate) fn frame(packet: &[u8]) -> Vec<u8> {
     frame.set_dst_addr(EthernetAddress([0x52, 0x55, 10, 0, 2, 2]));
     frame.set_ethertype(EthernetProtocol::Ipv4);
     frame.payload_mut().copy_from_slice(packet);
+    bytes
+}
+
+/// The guest's card and address, in a question for the gateway's or in an answer to nobody's.
+pub(crate) fn card(operation: ArpOperation) -> Vec<u8> {
+    let message = ArpRepr::EthernetIpv4 {
+        operation,
+        source_hardware_addr: HARDWARE,
+        source_protocol_addr: GUEST,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: GATEWAY,
+    };
+    let mut bytes = frame(&[0; 46]);
+    let mut ethernet = EthernetFrame::new_unchecked(&mut bytes[..]);
+    ethernet.set_ethertype(EthernetProtocol::Arp);
+    message.emit(&mut ArpPacket::new_unchecked(ethernet.payload_mut()));
     bytes
 }
 

@@ -1,11 +1,11 @@
 //! Guests that mean no good: whatever they send, the user network neither ends nor hangs nor grows.
 
-use super::datagrams::{datagram, frame, packet};
-use super::guest::{GATEWAY, GUEST, Guest, HARDWARE};
+use super::datagrams::{card, datagram, frame, packet};
+use super::guest::{GATEWAY, GUEST, Guest};
 use proptest::prelude::*;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol,
-    Ipv4Packet, TcpPacket, TcpSeqNumber,
+    ArpOperation, ArpPacket, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket,
+    TcpSeqNumber,
 };
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -227,17 +227,7 @@ impl Villain {
 
     /// Whether the gateway still says where it is.
     fn is_answered(&mut self) -> bool {
-        let question = ArpRepr::EthernetIpv4 {
-            operation: ArpOperation::Request,
-            source_hardware_addr: HARDWARE,
-            source_protocol_addr: GUEST,
-            target_hardware_addr: EthernetAddress([0; 6]),
-            target_protocol_addr: GATEWAY,
-        };
-        let mut bytes = frame(&[0; 46]);
-        let mut ethernet = EthernetFrame::new_unchecked(&mut bytes[..]);
-        ethernet.set_ethertype(EthernetProtocol::Arp);
-        question.emit(&mut ArpPacket::new_unchecked(ethernet.payload_mut()));
+        let bytes = card(ArpOperation::Request);
         let began = std::time::Instant::now();
         while began.elapsed() < std::time::Duration::from_secs(20) {
             // Again and again: there may be no room for the answer either.

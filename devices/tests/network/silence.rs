@@ -1,12 +1,9 @@
 //! What nobody answers, and what looks much like it and is answered.
 
-use super::datagrams::{datagram, frame, packet};
-use super::guest::{GATEWAY, GUEST, Guest, HARDWARE};
+use super::datagrams::{card, datagram, frame, packet};
+use super::guest::{GATEWAY, GUEST, Guest};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-    Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, TcpPacket,
-};
+use smoltcp::wire::{ArpOperation, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, TcpPacket};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 
 /// A neighbour that isn't there.
@@ -84,18 +81,7 @@ fn what_is_not_for_the_gateway_or_not_whole() {
 #[test]
 fn what_is_said_of_a_card_unasked() {
     for (operation, answered) in [(ArpOperation::Request, true), (ArpOperation::Reply, false)] {
-        let message = ArpRepr::EthernetIpv4 {
-            operation,
-            source_hardware_addr: HARDWARE,
-            source_protocol_addr: GUEST,
-            target_hardware_addr: EthernetAddress([0; 6]),
-            target_protocol_addr: GATEWAY,
-        };
-        let mut bytes = frame(&[0; 46]);
-        let mut ethernet = EthernetFrame::new_unchecked(&mut bytes[..]);
-        ethernet.set_ethertype(EthernetProtocol::Arp);
-        message.emit(&mut ArpPacket::new_unchecked(ethernet.payload_mut()));
-        assert_eq!(is_answered(&bytes), answered, "{operation:?}");
+        assert_eq!(is_answered(&card(operation)), answered, "{operation:?}");
     }
 }
 

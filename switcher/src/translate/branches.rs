@@ -10,12 +10,12 @@ use super::Route;
 use super::assembler::{OpenJump, Reg, Width};
 use super::operands::{Reach, has_memory, host_register};
 use super::peel::Turn;
-use super::plan::direct_target;
+use super::plan::{condition, direct_target};
 use super::stubs::{exit, exit_to_r13, jump_through_table};
 use super::unit::Translator;
 use crate::address::{OVERHANG, PAGE_SIZE};
 use crate::frame::Reason;
-use iced_x86::{ConditionCode, Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic};
 
 impl Translator<'_> {
     pub(super) fn call(&mut self, instruction: &Instruction, route: Route) {
@@ -68,7 +68,7 @@ impl Translator<'_> {
     /// `jcc`
     pub(super) fn conditional(&mut self, instruction: &Instruction, turn: Turn) {
         let Some(target) = direct_target(instruction) else { return self.emulated(instruction) };
-        let condition = condition(instruction.condition_code());
+        let condition = condition(instruction);
         match turn {
             Turn::First => self.over_rounds = Some(self.hot.jump_if(condition ^ 1)),
             Turn::Back => {
@@ -160,9 +160,4 @@ impl Translator<'_> {
             self.hot.copy(Width::Dword, Reg::R13, host_register(instruction.op0_register()));
         }
     }
-}
-
-/// A condition as the low four bits of the opcode have it.
-pub(super) fn condition(code: ConditionCode) -> u8 {
-    (code as u8).wrapping_sub(ConditionCode::o as u8)
 }

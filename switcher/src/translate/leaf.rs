@@ -11,10 +11,9 @@
 
 use super::Route;
 use super::assembler::OpenJump;
-use super::branches::condition;
 use super::classify::{Way, classify};
 use super::operands::{has_memory, writes_memory};
-use super::plan::{decoder, direct_target, names_esp};
+use super::plan::{condition, decoder, direct_target, names_esp};
 use super::unit::Translator;
 use super::{Point, Request};
 use crate::address::PAGE_SIZE;
@@ -41,12 +40,14 @@ struct Inlined {
 /// A branch out of a leaf.
 pub(super) struct WayOut {
     jump: OpenJump,
+    /// What is to be added to r12d there.
     moved: i8,
+    /// Where it leads.
     target: u32,
 }
 
 impl Translator<'_> {
-    /// A call that leads to a leaf, with the leaf; or nothing, if `target` isn't one.
+    /// Emits a call together with the leaf that it leads to. If there is none at `target`, it says so, and emits nothing.
     pub(super) fn call_leaf(&mut self, call: &Instruction, target: u32) -> bool {
         let Some(leaf) = find_leaf(self.request, target) else { return false };
         self.push_constant(call.next_ip32());
@@ -115,7 +116,7 @@ fn continue_leaf(
             }
             Way::Conditional if branches > 0 => {
                 let Some(target) = direct_target(&instruction) else { break };
-                let taken = condition(instruction.condition_code());
+                let taken = condition(&instruction);
                 let sides = [(next, taken, target), (target, taken ^ 1, next)];
                 let at = leaf.len();
                 return sides.into_iter().any(|(inside, condition, outside)| {

@@ -6,7 +6,9 @@
 use super::classify::{Class, Way, classify};
 use super::peel::{Turn, peel_loops};
 use super::{NeedsMore, Request};
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{
+    Code, ConditionCode, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register,
+};
 
 /// How many other instructions may stand between two FPU instructions that share one check.
 const FPU_GAP: usize = 3;
@@ -120,6 +122,11 @@ pub(super) fn direct_target(instruction: &Instruction) -> Option<u32> {
         OpKind::NearBranch32 => Some(instruction.near_branch32()),
         _ => None,
     }
+}
+
+/// The condition of a `jcc`, as the low four bits of its opcode have it.
+pub(super) fn condition(instruction: &Instruction) -> u8 {
+    (instruction.condition_code() as u8).wrapping_sub(ConditionCode::o as u8)
 }
 
 /// The instructions of the unit that direct branches of the unit lead to, loop heads marked.
