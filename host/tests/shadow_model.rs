@@ -5,12 +5,14 @@
 //! in both spaces, since calls name one. A page behind the linear map is the kernel's, in both. The model is the arrays that
 //! the changes are made to; user code looks at all pages after each change.
 
+mod random;
 mod tiny_guest;
 
 use iced_x86::code_asm::*;
 use lguest_abi::address::{Phys, Virt};
 use lguest_abi::hypercall::{FlushScope, Hypercall};
 use lguest_host::Generation;
+use random::Random;
 use tiny_guest::*;
 
 /// The pages that user code looks at: two in each of two slots.
@@ -142,68 +144,55 @@ fn word_of(frame: u32) -> u32 {
 /// A change: words to store, physical addresses first, and the call that tells.
 type Change = (Vec<(u32, u32)>, Hypercall);
 
-/// Xorshift, from a seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as u32 % limit
-    }
-
-    /// Makes a change to the model, and says how the guest makes it.
-    fn change(&mut self, model: &mut Model) -> Change {
-        let (space, slot) = (self.below(2), self.below(2));
-        let table = model.table_of(space, slot);
-        let (page, frame) = (self.below(2), self.below(8));
-        let address = PAGES[(slot * 2 + page) as usize];
-        let directory = Phys(model.root(space));
-        // Seen before or not, writable or not: none of that changes where it leads.
-        let flags = [7, 0x27, 0x67, 5, 0x25][self.below(5) as usize];
-        let value = (FRAMES + frame * 0x1000) | flags;
-        match self.below(7) {
-            0 | 1 => {
-                model.frame[table as usize][page as usize] = frame;
-                let call =
-                    Hypercall::SetPte { directory, address: Virt(address), value: value.into() };
-                (vec![(model.entry(table, address), value)], call)
-            }
-            2 => {
-                model.frame[table as usize][page as usize] = frame;
-                let current = space == model.current;
-                let scope = if current { FlushScope::User } else { FlushScope::All };
-                (vec![(model.entry(table, address), value)], Hypercall::FlushTlb { scope })
-            }
-            3 => {
-                let middle = model.middle_of(space);
-                model.table[middle as usize][slot as usize] ^= 1;
-                let (at, index) = model.slot_entry(space, slot);
-                let entry = (TABLES + model.table_of(space, slot) * 0x1000) | 7;
-                let call = if model.wide {
-                    Hypercall::SetMiddle { table: Phys(at & !0xfff), index }
-                } else {
-                    Hypercall::SetPmd { directory, index }
-                };
-                (vec![(at, entry)], call)
-            }
-            4 if model.wide => {
-                model.middle[space as usize] ^= 1;
-                let entry = (MIDDLES + model.middle_of(space) * 0x1000) | 1;
-                (vec![(directory.0, entry)], Hypercall::SetPmd { directory, index: 0 })
-            }
-            4 | 5 => {
-                model.current ^= 1;
-                let directory = Phys(model.root(model.current));
-                (Vec::new(), Hypercall::NewPgtable { directory })
-            }
-            _ => {
-                model.kernel = frame;
-                let (address, value) = (Virt(KERNEL_PAGE), value | 0x60);
-                let call = Hypercall::SetPte { directory, address, value: value.into() };
-                (vec![(model.entry(u32::MAX, KERNEL_PAGE), value)], call)
-            }
+/// Makes a change to the model, and says how the guest makes it.
+fn change(random: &mut Random, model: &mut Model) -> Change {
+    let (space, slot) = (random.below(2), random.below(2));
+    let table = model.table_of(space, slot);
+    let (page, frame) = (random.below(2), random.below(8));
+    let address = PAGES[(slot * 2 + page) as usize];
+    let directory = Phys(model.root(space));
+    // Seen before or not, writable or not: none of that changes where it leads.
+    let flags = [7, 0x27, 0x67, 5, 0x25][random.below(5) as usize];
+    let value = (FRAMES + frame * 0x1000) | flags;
+    match random.below(7) {
+        0 | 1 => {
+            model.frame[table as usize][page as usize] = frame;
+            let call = Hypercall::SetPte { directory, address: Virt(address), value: value.into() };
+            (vec![(model.entry(table, address), value)], call)
+        }
+        2 => {
+            model.frame[table as usize][page as usize] = frame;
+            let current = space == model.current;
+            let scope = if current { FlushScope::User } else { FlushScope::All };
+            (vec![(model.entry(table, address), value)], Hypercall::FlushTlb { scope })
+        }
+        3 => {
+            let middle = model.middle_of(space);
+            model.table[middle as usize][slot as usize] ^= 1;
+            let (at, index) = model.slot_entry(space, slot);
+            let entry = (TABLES + model.table_of(space, slot) * 0x1000) | 7;
+            let call = if model.wide {
+                Hypercall::SetMiddle { table: Phys(at & !0xfff), index }
+            } else {
+                Hypercall::SetPmd { directory, index }
+            };
+            (vec![(at, entry)], call)
+        }
+        4 if model.wide => {
+            model.middle[space as usize] ^= 1;
+            let entry = (MIDDLES + model.middle_of(space) * 0x1000) | 1;
+            (vec![(directory.0, entry)], Hypercall::SetPmd { directory, index: 0 })
+        }
+        4 | 5 => {
+            model.current ^= 1;
+            let directory = Phys(model.root(model.current));
+            (Vec::new(), Hypercall::NewPgtable { directory })
+        }
+        _ => {
+            model.kernel = frame;
+            let (address, value) = (Virt(KERNEL_PAGE), value | 0x60);
+            let call = Hypercall::SetPte { directory, address, value: value.into() };
+            (vec![(model.entry(u32::MAX, KERNEL_PAGE), value)], call)
         }
     }
 }
@@ -268,7 +257,7 @@ fn whatever_is_told_is_seen() {
             let mut wanted = vec![model.seen()];
             let changes: Vec<Change> = (0..CHANGES)
                 .map(|_| {
-                    let change = random.change(&mut model);
+                    let change = change(&mut random, &mut model);
                     wanted.push(model.seen());
                     change
                 })
