@@ -366,12 +366,20 @@ impl TinyGuest {
         Outcome { end, guest: self, trace: Vec::new(), passes }
     }
 
+    /// The same, with other things behind its ports.
+    pub fn run_on(&self, bus: Box<dyn Bus>) -> End {
+        run_patiently(&mut self.machine_on(bus), &mut NoDevices)
+    }
+
     /// The machine alone, at its first instruction.
     pub fn machine(&self) -> Machine {
-        let bus: Box<dyn Bus> = match self.generation {
+        self.machine_on(match self.generation {
             Generation::First => Box::new(EmptyBus),
             _ => Box::new(self.bus.clone()),
-        };
+        })
+    }
+
+    fn machine_on(&self, bus: Box<dyn Bus>) -> Machine {
         Machine::new(MachineConfig {
             memory: Arc::clone(&self.memory),
             generation: self.generation,
