@@ -464,6 +464,14 @@ impl Outcome {
     }
 }
 
+/// One guest of each generation that a test is about.
+pub fn of_each<const N: usize>(generations: [Generation; N], test: impl Fn(TinyGuest)) {
+    for generation in generations {
+        println!("generation {generation}");
+        test(TinyGuest::of(generation));
+    }
+}
+
 /// A kernel that uses nothing but these instructions.
 pub fn kernel(write: impl FnOnce(&mut Code) -> Assembled) -> Outcome {
     TinyGuest::new().kernel(write).run().powered_off()
