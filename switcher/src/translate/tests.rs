@@ -23,6 +23,15 @@ fn translate_at(
     assumptions: Assumptions,
     route: Route,
 ) -> Result<Unit, NeedsMore> {
+    translate_learned(eip, bytes, assumptions, &|_| route)
+}
+
+fn translate_learned(
+    eip: u32,
+    bytes: &[u8],
+    assumptions: Assumptions,
+    learned: &dyn Fn(u32) -> Route,
+) -> Result<Unit, NeedsMore> {
     translate(&Request {
         eip,
         bytes,
@@ -33,7 +42,7 @@ fn translate_at(
         cold: 0x2000,
         known: &|_| None,
         nearby: &|at, into| super::golden::copy_code(bytes, eip, at, into),
-        learned: &|_| route,
+        learned,
         breakpoints: &[],
         watch: None,
     })
@@ -292,6 +301,60 @@ fn points_in_a_leaf_count_from_before_the_call() {
     assert!(inlined.len() == 4 && inlined.iter().all(|point| !point.entry), "{inlined:?}");
     let elsewhere: Vec<_> = unit.elsewhere.iter().map(|&(eip, len)| (eip - EIP, len)).collect();
     assert_eq!(elsewhere, [(10, 3), (13, 2), (18, 4), (22, 3)]);
+}
+
+/// Whether a function takes the place of a call in front of it.
+fn is_leaf(function: &[u8], learned: &dyn Fn(u32) -> Route) -> bool {
+    let bytes = [&[0xe8, 1, 0, 0, 0, 0xc3][..], function].concat();
+    !translate_learned(EIP, &bytes, FLAT, learned).unwrap().elsewhere.is_empty()
+}
+
+#[test]
+fn short_functions_that_change_registers_only_are_leaves() {
+    let functions: [&[u8]; 5] = [
+        &[0xc3],                                    // ret
+        &[0xc2, 0x20, 0x00],                        // ret 32
+        &[0x8b, 0x04, 0x24, 0xc3],                  // mov eax, [esp]
+        &[0x74, 0x01, 0xc3, 0x0f, 0x0b],            // je +1; ret; ud2
+        &[[0x40; 11].as_slice(), &[0xc3]].concat(), // eleven times inc eax
+    ];
+    for function in functions {
+        assert!(is_leaf(function, &|_| Route::Window), "{function:02x?}");
+    }
+}
+
+#[test]
+fn what_stores_or_names_esp_or_does_more_is_no_leaf() {
+    let functions: [&[u8]; 14] = [
+        &[0x89, 0x01, 0xc3],                        // mov [ecx], eax
+        &[0xff, 0x01, 0xc3],                        // inc dword [ecx]
+        &[0x87, 0x01, 0xc3],                        // xchg [ecx], eax
+        &[0x50, 0x58, 0xc3],                        // push eax; pop eax
+        &[0x89, 0xe0, 0xc3],                        // mov eax, esp
+        &[0x66, 0x89, 0xe0, 0xc3],                  // mov ax, sp
+        &[0x83, 0xc4, 0x04, 0xc3],                  // add esp, 4
+        &[0x8d, 0x64, 0x24, 0x04, 0xc3],            // lea esp, [esp+4]
+        &[0xd9, 0xe8, 0xc3],                        // fld1
+        &[0xc2, 0x24, 0x00],                        // ret 36
+        &[0x66, 0xc3],                              // ret, of 16 bits
+        &[0xeb, 0x00, 0xc3],                        // jmp +0
+        &[0x0f, 0xa2, 0xc3],                        // cpuid
+        &[[0x40; 12].as_slice(), &[0xc3]].concat(), // one more than there is room for
+    ];
+    for function in functions {
+        assert!(!is_leaf(function, &|_| Route::Window), "{function:02x?}");
+    }
+}
+
+#[test]
+fn what_reaches_memory_another_way_is_no_leaf() {
+    let load = [0x8b, 0x01, 0xc3]; // mov eax, [ecx]; ret
+    for (route, expected) in
+        [(Route::Window, true), (Route::Picked, false), (Route::Bounced, false)]
+    {
+        let learned = |eip| if eip == EIP + 6 { route } else { Route::Window };
+        assert_eq!(is_leaf(&load, &learned), expected, "{route:?}");
+    }
 }
 
 /// Half-way through any other instruction, its own eip would do that half again.
