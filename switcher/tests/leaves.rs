@@ -121,69 +121,68 @@ fn a_stop_anywhere_shows_what_single_steps_show() {
     assert!(kicks > 20 && programs > 30, "{kicks} kicks, {programs} came to their end");
 }
 
-/// A leaf that reads the last of the user's pages of data, behind the program.
+/// A program that calls a leaf once, at [`LEAF`].
+fn calling(
+    leaf: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError> {
+    |a| {
+        let (mut there, mut over) = (a.create_label(), a.create_label());
+        a.call(there)?; // 5 bytes
+        a.jmp(over)?; // 2 bytes
+        a.set_label(&mut there)?;
+        leaf(a)?;
+        a.set_label(&mut over)?;
+        a.nop()
+    }
+}
+
+const LEAF: u32 = USER + 7;
+
+/// A leaf that reads the last of the user's pages of data, and what is behind it.
 fn reader(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let (mut leaf, mut over) = (a.create_label(), a.create_label());
-    a.call(leaf)?; // 5 bytes
-    a.jmp(over)?; // 2 bytes
-    a.set_label(&mut leaf)?;
     a.mov(eax, dword_ptr(DATA + 3 * PAGE_SIZE))?; // 5 bytes
     a.ret()?;
-    a.mov(eax, 7)?; // never meant to be reached
-    a.set_label(&mut over)?;
-    a.nop()
+    a.mov(eax, 7) // never meant to be reached
 }
 
 #[test]
 fn a_fault_in_a_leaf_is_a_fault_in_a_function() {
-    let mut guest = Guest::user(reader);
+    let mut guest = Guest::user(calling(reader));
     let page = guest.tables.pages.remove(&(DATA / PAGE_SIZE + 3)).expect("a page of data");
     assert_eq!(guest.exception(), page_fault(DATA + 3 * PAGE_SIZE, 4));
-    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (USER + 7, STACK - 4));
+    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (LEAF, STACK - 4));
     assert_eq!(guest.peek(STACK - 4), USER + 5);
     guest.tables.pages.insert(DATA / PAGE_SIZE + 3, page);
     guest.finish();
 
-    let mut guest = Guest::user(|a| {
-        let (mut leaf, mut over) = (a.create_label(), a.create_label());
-        a.call(leaf)?;
-        a.jmp(over)?;
-        a.set_label(&mut leaf)?;
+    let mut guest = Guest::user(calling(|a| {
         a.div(ecx)?;
-        a.ret()?;
-        a.set_label(&mut over)?;
-        a.nop()
-    });
+        a.ret()
+    }));
     guest.set_gpr(Gpr::Ecx, 0);
     assert_eq!(guest.exception(), Exception::DIVIDE);
-    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (USER + 7, STACK - 4));
+    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (LEAF, STACK - 4));
 }
 
 #[test]
 fn without_fpu_a_leaf_that_uses_it_doesnt_run() {
-    let mut guest = Guest::user(|a| {
-        let (mut leaf, mut over) = (a.create_label(), a.create_label());
-        a.call(leaf)?;
-        a.jmp(over)?;
-        a.set_label(&mut leaf)?;
+    let mut guest = Guest::user(calling(|a| {
         a.inc(eax)?;
         a.fld1()?;
-        a.ret()?;
-        a.set_label(&mut over)?;
-        a.nop()
-    });
+        a.ret()
+    }));
     guest.vcpu.cpu.set_fpu_trap(true);
     assert_eq!(guest.exception(), Exception::NO_FPU);
-    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (USER + 8, STACK - 4));
+    assert_eq!((guest.vcpu.cpu.eip(), guest.gpr(Gpr::Esp)), (LEAF + 1, STACK - 4));
 }
 
 #[test]
 fn a_return_address_that_a_device_changes_counts() {
-    let mut guest = Guest::user(reader);
+    let mut guest = Guest::user(calling(reader));
     let (memory, slot) = (guest.memory.clone(), guest.phys(STACK - 4));
     guest.tables.meanwhile = Some(Box::new(move |address| {
         if address == GuestVirt(DATA + 3 * PAGE_SIZE) {
-            memory.write(slot, &(USER + 13).to_le_bytes()).expect("within memory");
+            memory.write(slot, &(LEAF + 6).to_le_bytes()).expect("within memory");
         }
     }));
     guest.finish();
@@ -286,15 +285,7 @@ fn kernel_code_reaches_the_users_memory_from_a_leaf() {
 #[test]
 fn a_leaf_may_drop_as_much_as_it_likes() {
     for dropped in [0, 4, 32, 36, 124, 128, 200, 255, 256, 0x7ffc] {
-        let mut guest = Guest::user(|a| {
-            let (mut leaf, mut over) = (a.create_label(), a.create_label());
-            a.call(leaf)?;
-            a.jmp(over)?;
-            a.set_label(&mut leaf)?;
-            a.ret_1(dropped)?;
-            a.set_label(&mut over)?;
-            a.nop()
-        });
+        let mut guest = Guest::user(calling(|a| a.ret_1(dropped)));
         guest.set_gpr(Gpr::Esp, STACK - 0x800);
         guest.finish();
         assert_eq!(guest.gpr(Gpr::Esp), STACK - 0x800 + dropped);
